@@ -1,0 +1,73 @@
+"""What every room raises, and what the command line turns it into.
+
+An error says what happened, to what, and what to do next.
+The first two are the message, the last is the hint.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of every ``onefed`` program. Documented for users in docs/exit-codes.md."""
+
+    OK = 0
+    """The command did what it was asked to do."""
+    FAILED = 1
+    """The training run failed, or something broke that no other code names."""
+    USAGE = 2
+    """An unknown command, option or option value."""
+    CONFIG = 3
+    """Context variables or settings are not valid; all of them are reported at once."""
+    APP = 4
+    """The Flower app cannot be used: no configuration, or it does not import."""
+    IN_USE = 5
+    """A name, a state directory, a port or a checkpoint belongs to something else."""
+    NOT_FOUND = 6
+    """There is no federation, checkpoint or model of that name."""
+    STORAGE = 7
+    """The disk is full, or a file cannot be read or written."""
+    BOOT = 8
+    """A virtual machine of the federation did not become ready."""
+    DATA = 9
+    """Training data on a node cannot be used."""
+    INTERRUPTED = 130
+    """Stopped by the user (Ctrl-C or ``onefed down``); ``onefed resume`` continues."""
+
+
+class OnefedError(Exception):
+    """Base of all errors that a user may see.
+
+    Raised as it is only where no room has a more exact class.
+    """
+
+    exit_code: ExitCode = ExitCode.FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        """What happened, and to what. One sentence, or one per line."""
+        self.hint = hint
+        """What to do next."""
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class InUseError(OnefedError):
+    """A name, folder, port or checkpoint belongs to something else."""
+
+    exit_code = ExitCode.IN_USE
+
+
+class NotFoundError(OnefedError):
+    """There is nothing of that name."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class StorageError(OnefedError):
+    """A file or folder cannot be read or written."""
+
+    exit_code = ExitCode.STORAGE
