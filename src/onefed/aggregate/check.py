@@ -1,0 +1,89 @@
+"""The check before every rule: one bad update costs its client the round, never the run.
+
+Anything may arrive: another model, NaN, a weight of 10**18, a hundred copies of one reply.
+What does not fit is dropped and named; a rule sees the rest only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onefed import arrays
+from onefed.aggregate import base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+MAGNITUDE_MAX = 2.0**480
+"""Largest absolute value of an element. With it, neither a weighted sum nor a sum of weighted
+squares over a million clients overflows float64. No float32 comes near it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A client that lost its round."""
+
+    client: str
+    """Its key, as it came."""
+    reason: str
+    """Why, in words; one line, bounded."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checked:
+    """The updates of one round, sorted out."""
+
+    accepted: tuple[base.Update, ...]
+    """Fit for a rule, in client order, each client once."""
+    rejected: tuple[Rejected, ...]
+    """One entry per client, in client order."""
+
+
+def check(
+    updates: Iterable[base.Update],
+    template: Mapping[str, NDArray[Any]],
+    *,
+    weight_max: int = base.WEIGHT_MAX,
+) -> Checked:
+    """Accept the updates that have the keys, shapes and dtypes of ``template``, the global model.
+
+    Their elements must be finite and at most ``MAGNITUDE_MAX``, their weight an integer from 1 to
+    ``weight_max``. A client that sent more than one update loses them all: which one came first
+    must not decide. Arrays in another order or memory layout are fine, since names are what counts.
+    """
+    by_client: dict[str, list[base.Update]] = {}
+    for update in updates:
+        by_client.setdefault(update.client, []).append(update)
+    accepted: list[base.Update] = []
+    rejected: list[Rejected] = []
+    for client in sorted(by_client, key=base.client_order):
+        first, *others = by_client[client]
+        if others:
+            reason: str | None = f"sent {len(others) + 1} updates in one round"
+        else:
+            reason = _fault(first, template, weight_max)
+        if reason is None:
+            accepted.append(first)
+        else:
+            rejected.append(Rejected(client, reason))
+    return Checked(tuple(accepted), tuple(rejected))
+
+
+def _fault(
+    update: base.Update, template: Mapping[str, NDArray[Any]], weight_max: int
+) -> str | None:
+    if type(update.weight) is not int:
+        return f"its weight is a {type(update.weight).__name__}, not an integer"
+    if not 1 <= update.weight <= weight_max:
+        return f"its weight is not between 1 and {weight_max}"
+    difference = arrays.mismatch(update.arrays, template)
+    if difference is not None:
+        return f"its model differs: {difference}"
+    for key, array in update.arrays.items():
+        if not arrays.magnitude(array) <= MAGNITUDE_MAX:  # also true for NaN
+            return f"its array {arrays.shown(key)} holds NaN, infinity or an absurd value"
+    return None

@@ -1,0 +1,140 @@
+"""Finding the SuperLink, and which part of the data a node trains.
+
+The rules are those of boot.md, sections 10 and 11, with what the real OneGate does
+(opennebula.md): ``GET /service`` carries neither addresses nor attributes, so the SuperLink's own
+machine is read, and ``running`` says nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from onefed.errors import ExitCode, OnefedError
+from onefed.opennebula import onegate
+
+STANDARD_WAIT_S = 10.0
+STANDARD_TRIES = 30
+"""Ten seconds thirty times: five minutes, then the boot fails (boot.md, section 16)."""
+
+EDGE_WAIT_FIRST_S = 10.0
+"""Doubles up to ``FL_EDGE_MAX_BACKOFF``; an edge node never gives up."""
+
+SUPERLINK_ROLE = "superlink"
+SUPERNODE_ROLE = "supernode"
+
+_ENDPOINT = re.compile(r"[A-Za-z0-9._-]{1,253}:[0-9]{1,5}")
+
+
+class DiscoveryError(OnefedError):
+    """The SuperLink was not found."""
+
+    exit_code = ExitCode.BOOT
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """What a SuperLink published about itself."""
+
+    endpoint: str
+    """``host:port`` of the Fleet API."""
+    tls: bool | None
+    ca_certificate: str | None
+    """Base64 of its CA certificate, as published; not yet checked."""
+    version: str | None
+
+
+def standard_waits() -> Iterator[float]:
+    """Seconds to wait after each failed try."""
+    return itertools.repeat(STANDARD_WAIT_S, STANDARD_TRIES - 1)
+
+
+def edge_waits(wait_max_s: float) -> Iterator[float]:
+    """Exponential and without end, for sites whose uplink comes and goes."""
+    wait_s = EDGE_WAIT_FIRST_S
+    while True:
+        yield min(wait_s, wait_max_s)
+        wait_s = min(wait_s * 2, wait_max_s)
+
+
+def discover(
+    gate: onegate.OneGate,
+    *,
+    waits: Iterator[float],
+    sleep: Callable[[float], None],
+    on_try: Callable[[int, str], None],
+) -> SuperLink:
+    """Ask OneGate until a SuperLink is ready.
+
+    Args:
+        on_try: told the number and the finding of every try that failed.
+
+    Raises:
+        onegate.NotAuthorizedError: the token is wrong; trying again would not help.
+        DiscoveryError: ``waits`` ran out.
+    """
+    for attempt in itertools.count(1):
+        try:
+            found = _look(gate)
+        except onegate.NotAuthorizedError:
+            raise
+        except onegate.OneGateError as error:
+            found = error.message
+        if isinstance(found, SuperLink):
+            return found
+        on_try(attempt, found)
+        wait_s = next(waits, None)
+        if wait_s is None:
+            raise DiscoveryError(
+                f"No SuperLink was ready after {attempt} tries: {found}.",
+                hint="Look at the SuperLink's boot log, or set FL_SUPERLINK_ADDRESS=host:port.",
+            )
+        sleep(wait_s)
+    raise AssertionError("itertools.count does not end")
+
+
+def partition(service: onegate.Service, vm_id: str) -> str | None:
+    """``partition-id=I num-partitions=N`` from the position among the supernodes, or None.
+
+    The platform removes the oldest nodes first when it scales down, so a later node may be given
+    an id that was another's (opennebula.md).
+    """
+    for role in service.roles:
+        members = [node.vm_id for node in role.nodes]
+        if role.name == SUPERNODE_ROLE and vm_id in members:
+            return f"partition-id={members.index(vm_id)} num-partitions={len(members)}"
+    return None
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether ``text`` is ``host:port``, whatever its origin (hostile values included)."""
+    return _ENDPOINT.fullmatch(text) is not None and 0 < int(text.rpartition(":")[2]) < 65536
+
+
+def _look(gate: onegate.OneGate) -> SuperLink | str:
+    """The ready SuperLink of the own service, or a sentence that says what is missing."""
+    candidates = [
+        node.vm_id
+        for role in gate.service().roles
+        if role.name == SUPERLINK_ROLE
+        for node in role.nodes
+    ]
+    if not candidates:
+        return "the service has no superlink yet"
+    for vm_id in candidates:
+        attributes = gate.vm_by_id(vm_id).attributes
+        if attributes.get("FL_READY") != "YES":
+            continue
+        endpoint = attributes.get("FL_ENDPOINT", "")
+        if not is_endpoint(endpoint):
+            return f"machine {vm_id} published an endpoint that is not host:port: {endpoint[:80]!r}"
+        published_tls = attributes.get("FL_TLS")
+        return SuperLink(
+            endpoint=endpoint,
+            tls=None if published_tls is None else published_tls == "YES",
+            ca_certificate=attributes.get("FL_CA_CERT"),
+            version=attributes.get("FL_VERSION"),
+        )
+    return "the superlink is not ready yet"

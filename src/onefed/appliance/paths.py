@@ -1,0 +1,100 @@
+"""The files of an appliance (boot.md, section 2), below a root folder.
+
+The root is ``/`` in a virtual machine and a folder of the federation on a laptop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where an appliance keeps everything."""
+
+    root: Path
+
+    @property
+    def context(self) -> Path:
+        """Context variables, written by the platform before the boot."""
+        return self.root / "run/one-context/one_env"
+
+    @property
+    def token(self) -> Path:
+        """The OneGate token; 0600."""
+        return self.root / "run/one-context/token.txt"
+
+    @property
+    def config(self) -> Path:
+        """Generated files; 0750."""
+        return self.root / "opt/flower/config"
+
+    @property
+    def facts(self) -> Path:
+        """What ``configure`` found out and ``bootstrap`` needs; 0600."""
+        return self.config / "configure.state"
+
+    @property
+    def status(self) -> Path:
+        """Outcome of every step of the last boot, as JSON."""
+        return self.config / "boot-status.json"
+
+    @property
+    def supervisor(self) -> Path:
+        """What the run supervisor is told; 0600."""
+        return self.config / "supervisor.json"
+
+    @property
+    def superexec_secret(self) -> Path:
+        """Shared secret of the SuperLink's Runtime API and the SuperExec; 0600."""
+        return self.config / "superexec.secret"
+
+    @property
+    def certificates(self) -> Path:
+        """TLS material; 0700."""
+        return self.root / "opt/flower/certs"
+
+    @property
+    def node_key(self) -> Path:
+        """Folder of the node's identity; 0700. Kept over reboots."""
+        return self.root / "opt/flower/keys"
+
+    @property
+    def state(self) -> Path:
+        """SuperLink: Flower's database, the supervisor's state and the recovery store; 0700."""
+        return self.root / "opt/flower/state"
+
+    @property
+    def recovery(self) -> Path:
+        """The recovery store: what an exact resume needs, written every round."""
+        return self.state / "recovery"
+
+    @property
+    def stop_request(self) -> Path:
+        """While this file exists, the run ends after the round in flight is saved."""
+        return self.state / "stop-requested"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The operator's checkpoints; a container sees them at ``FL_CHECKPOINT_PATH``."""
+        return self.root / "opt/flower/checkpoints"
+
+    @property
+    def app(self) -> Path:
+        """Bundle that this federation runs instead of a built-in use case."""
+        return self.root / "opt/flower/app/app.fab"
+
+    @property
+    def data(self) -> Path:
+        """SuperNode: training data, read-only for the app."""
+        return self.root / "opt/flower/data"
+
+    @property
+    def flower_home(self) -> Path:
+        """``FLWR_HOME``: where Flower installs app bundles."""
+        return self.root / "app/.flwr"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "var/log/one-appliance"

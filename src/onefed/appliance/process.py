@@ -1,0 +1,157 @@
+"""Runtime ``process``: the programs of a machine as child processes, restarted when they die.
+
+What systemd does in a VM (``Restart=always``, a stop by SIGTERM to the whole group, a limit on how
+long that may take) is done here by one small loop per program.
+A program that keeps dying young is given up, so that a machine never spins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+RESTART_DELAY_S = 1.0
+"""First pause before a restart; doubles with every early death."""
+
+RESTART_DELAY_MAX_S = 10.0
+"""The units of a VM wait this long (boot.md, section 16)."""
+
+EARLY_DEATH_S = 10.0
+"""A program that lived longer than this starts again with the first pause."""
+
+EARLY_DEATHS_MAX = 5
+"""Given up after so many early deaths in a row."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program of a machine: what systemd or Docker would be told, too."""
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    """All of it: nothing is inherited, so a hostile context or shell cannot reach a child."""
+    folder: Path
+    log: Path
+    """Receives standard output and error, appended."""
+    stop_timeout_s: float
+    """After SIGTERM, before SIGKILL."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A program died and is about to be started again, or was given up."""
+
+    program: str
+    exit_code: int
+    """Negative: the signal that killed it."""
+    attempt: int
+    delay_s: float
+    given_up: bool
+
+
+class ProcessRuntime:
+    """Keeps programs running until ``stop``. Lives in one asyncio loop."""
+
+    def __init__(self, on_restart: Callable[[Restart], None]) -> None:
+        self._on_restart = on_restart
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._programs: dict[str, Program] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, program: Program) -> None:
+        """Start a program and keep it running.
+
+        Raises:
+            OSError: the program cannot be started at all.
+        """
+        assert program.name not in self._keepers, f"{program.name} was started twice"
+        process = await _spawn(program)
+        self._programs[program.name] = program
+        self._processes[program.name] = process
+        self._keepers[program.name] = asyncio.create_task(self._keep(program))
+
+    def running(self, name: str) -> bool:
+        """Whether the program has a live process at this moment."""
+        process = self._processes.get(name)
+        return process is not None and process.returncode is None
+
+    def given_up(self, name: str) -> bool:
+        """Whether the program died too often, too early."""
+        keeper = self._keepers.get(name)
+        return keeper is not None and keeper.done()
+
+    async def stop(self) -> None:
+        """Stop all programs, the last started first: SIGTERM to the group, then SIGKILL."""
+        for name in reversed(list(self._keepers)):
+            keeper = self._keepers.pop(name)
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
+            await _end(self._processes[name], self._programs[name].stop_timeout_s)
+
+    async def _keep(self, program: Program) -> None:
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while True:
+            started = loop.time()
+            exit_code = await self._processes[program.name].wait()
+            _signal_group(self._processes[program.name].pid, signal.SIGKILL)  # what it left behind
+            deaths = 0 if loop.time() - started > EARLY_DEATH_S else deaths + 1
+            delay_s = min(RESTART_DELAY_S * 2 ** max(0, deaths - 1), RESTART_DELAY_MAX_S)
+            given_up = deaths >= EARLY_DEATHS_MAX
+            self._on_restart(Restart(program.name, exit_code, deaths, delay_s, given_up))
+            if given_up:
+                return
+            await asyncio.sleep(delay_s)
+            self._processes[program.name] = await _spawn(program)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies. Linux only; else nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)
+
+
+async def _spawn(program: Program) -> asyncio.subprocess.Process:
+    program.log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *program.argv,
+            env=dict(program.environment),
+            cwd=program.folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+            preexec_fn=_die_with_guest,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def _die_with_guest() -> None:
+    die_with_parent(signal.SIGKILL)
+
+
+async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:
+    _signal_group(process.pid, signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), timeout_s)
+    _signal_group(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _signal_group(group: int, signal_number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal_number)

@@ -1,0 +1,187 @@
+"""The command line and environment of each program of a machine.
+
+Flower's programs get the flags of boot.md, section 6, as flwr 1.41.0 spells them (flower.md).
+Values from the context are single arguments of an argument array; no shell sees them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from onefed.appliance.paths import Paths
+from onefed.appliance.process import Program
+from onefed.context import SuperLinkSettings, SuperNodeSettings
+
+INHERITED = ("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV")
+"""The only names a program may get from the environment that the machine was started in."""
+
+TASK_POLL_S = "0.1"
+"""How often a SuperExec asks for work, in seconds; Flower's own default is 1."""
+
+SUPERLINK_STOP_S = 5.0
+"""It waits for open connections, and every round is on disk already."""
+
+SUPERNODE_STOP_S = 10.0
+"""Enough to deactivate; a message that was being trained is given up."""
+
+
+def environment(
+    paths: Paths, inherited: Mapping[str, str], *, state_folder: Path, events: Path
+) -> dict[str, str]:
+    """What every program of a machine gets, and nothing else."""
+    return {
+        **kept(inherited),
+        "PATH": search_path(),
+        "PYTHONUNBUFFERED": "1",
+        # One thread each: a node is one of many on a machine, and sums keep their order.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "FLWR_HOME": str(paths.flower_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S,
+        "ONEFED_STATE_DIR": str(state_folder),
+        "ONEFED_EVENTS": str(events),
+    }
+
+
+def kept(inherited: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that a program may see."""
+    return {name: inherited[name] for name in INHERITED if name in inherited}
+
+
+def search_path() -> str:
+    """``PATH`` of every program: Flower starts flower-superexec and flwr-clientapp by name."""
+    return f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+
+
+def superlink(
+    settings: SuperLinkSettings, paths: Paths, base: Mapping[str, str]
+) -> tuple[Program, ...]:
+    """The coordinator's programs, in the order in which they start."""
+    address = loopback_address(settings)
+    host, _, port = address.rpartition(":")
+    tls = settings.tls_enabled
+    certificates = paths.certificates
+    link = [
+        command("flower-superlink"),
+        *(
+            (
+                *("--ssl-ca-certfile", str(certificates / "ca.crt")),
+                *("--ssl-certfile", str(certificates / "server.pem")),
+                *("--ssl-keyfile", str(certificates / "server.key")),
+                "--enable-supernode-auth",
+            )
+            if tls
+            else ("--insecure",)
+        ),
+        *("--isolation", settings.isolation),
+        *("--host", host, "--port", port),
+        *("--database", str(database(settings, paths))),
+        "--disable-runtime-dependency-installation",
+    ]
+    trust = ("--root-certificates", str(certificates / "ca.crt")) if tls else ("--insecure",)
+    secret = ("--superexec-auth-secret-file", str(paths.superexec_secret))
+    execution = [
+        command("flower-superexec"),
+        *trust,
+        *("--runtime-api-address", address),
+        *secret,
+    ]
+    supervise = [sys.executable, "-m", "onefed.flower.supervisor", str(paths.supervisor)]
+    mine = {
+        **base,
+        "FLWR_LOG_LEVEL": settings.log_level,
+        "ONEFED_RECOVERY_DIR": str(paths.recovery),
+        "ONEFED_STOP_FILE": str(paths.stop_request),
+    }
+    separate = settings.isolation == "process"
+    return (
+        _program(
+            "superlink", [*link, *(secret if separate else ())], mine, paths, SUPERLINK_STOP_S
+        ),
+        *((_program("superexec", execution, mine, paths, SUPERLINK_STOP_S),) if separate else ()),
+        _program("supervisor", supervise, mine, paths, SUPERLINK_STOP_S),
+    )
+
+
+def supernode(
+    settings: SuperNodeSettings,
+    paths: Paths,
+    base: Mapping[str, str],
+    *,
+    endpoint: str,
+    tls: bool,
+    private_key: Path | None,
+    node_config: str,
+    runtime_port: int,
+) -> tuple[Program, ...]:
+    """A node's programs, in the order in which they start.
+
+    Args:
+        runtime_port: free port on loopback for the node's own Runtime API.
+    """
+    separate = settings.isolation == "process"
+    secret = ("--superexec-auth-secret-file", str(paths.superexec_secret)) if separate else ()
+    node = [
+        command("flower-supernode"),
+        *(("--root-certificates", str(paths.certificates / "ca.crt")) if tls else ("--insecure",)),
+        *("--superlink", endpoint),
+        *(("--auth-supernode-private-key", str(private_key)) if private_key else ()),
+        *("--isolation", settings.isolation),
+        *("--host", "127.0.0.1", "--port", str(runtime_port)),
+        *(("--node-config", node_config) if node_config else ()),
+        # 0 means no limit, and Flower would read it as one try: the flag is left out.
+        *(("--max-retries", str(settings.max_retries)) if settings.max_retries else ()),
+        *(("--max-wait-time", str(settings.max_wait_time_s)) if settings.max_wait_time_s else ()),
+        *secret,
+    ]
+    execution = [
+        command("flower-superexec"),
+        "--insecure",  # the node's Runtime API is plain HTTP on loopback, behind the secret
+        *("--runtime-api-address", f"127.0.0.1:{runtime_port}"),
+        *secret,
+    ]
+    mine = {
+        **base,
+        "FLWR_LOG_LEVEL": settings.log_level,
+        "ONEFED_DATA_DIR": str(paths.data),
+    }
+    return (
+        _program("supernode", node, mine, paths, SUPERNODE_STOP_S),
+        *((_program("superexec", execution, mine, paths, SUPERNODE_STOP_S),) if separate else ()),
+    )
+
+
+def loopback_address(settings: SuperLinkSettings) -> str:
+    """Where the SuperLink listens: loopback, whatever the Fleet address is (design.md, section 5).
+
+    On a laptop the Fleet address is a loopback address itself and is used as it is.
+    """
+    return f"127.0.0.1:{settings.fleet_port}"
+
+
+def database(settings: SuperLinkSettings, paths: Paths) -> Path:
+    """``FL_DATABASE`` is relative to a container's ``/app``, where ``state`` is our state folder."""
+    return paths.state / settings.database.removeprefix("state/")
+
+
+def command(name: str) -> str:
+    """A program of the same Python environment as ours."""
+    return str(Path(sys.executable).parent / name)
+
+
+def _program(
+    name: str, argv: list[str], base: Mapping[str, str], paths: Paths, stop_timeout_s: float
+) -> Program:
+    return Program(
+        name=name,
+        argv=tuple(argv),
+        environment=base,
+        folder=paths.root,
+        log=paths.logs / f"{name}.log",
+        stop_timeout_s=stop_timeout_s,
+    )

@@ -1,0 +1,138 @@
+"""A boot step as data, and applying a list of them.
+
+A boot is a fixed, ordered list of steps with the ids of boot.md.
+Every step looks at what is there and brings it to what should be there, so that a second boot
+changes nothing, and a boot that was cut off anywhere is completed by the next one.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from onefed.checkpoint import files
+from onefed.errors import ExitCode, OnefedError
+
+Machine = TypeVar("Machine")
+"""What the steps of a role work on."""
+
+
+class Stage(enum.StrEnum):
+    """Who runs a step (boot.md, section 3)."""
+
+    PLATFORM = "platform"
+    CONFIGURE = "configure"
+    BOOTSTRAP = "bootstrap"
+
+
+class Status(enum.StrEnum):
+    """How a step ended."""
+
+    DONE = "done"
+    UNCHANGED = "unchanged"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended, and in one line what came of it."""
+
+    status: Status
+    detail: str
+
+
+def done(detail: str) -> Outcome:
+    """The step changed something."""
+    return Outcome(Status.DONE, detail)
+
+
+def unchanged(detail: str) -> Outcome:
+    """Everything was there already."""
+    return Outcome(Status.UNCHANGED, detail)
+
+
+def skipped(reason: str) -> Outcome:
+    """This machine has no use for the step."""
+    return Outcome(Status.SKIPPED, reason)
+
+
+@dataclass(frozen=True)
+class Step(Generic[Machine]):
+    """One step of a boot."""
+
+    id: str
+    """Of boot.md, with the role in front: ``SL-07a``."""
+    name: str
+    stage: Stage
+    effect: str
+    """What it brings about, for people who read the plan."""
+    run: Callable[[Machine], Outcome]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the status file says of one step."""
+
+    id: str
+    name: str
+    stage: str
+    status: Status
+    detail: str
+    seconds: float
+
+
+class BootError(OnefedError):
+    """A step failed, and with it the boot."""
+
+    def __init__(self, step_id: str, step_name: str, cause: OnefedError) -> None:
+        super().__init__(f"Step {step_id} ({step_name}) failed: {cause.message}", hint=cause.hint)
+        self.step_id = step_id
+        self.exit_code = ExitCode.BOOT if cause.exit_code == ExitCode.FAILED else cause.exit_code
+
+
+def apply(
+    steps: Sequence[Step[Machine]],
+    machine: Machine,
+    *,
+    status_file: Path,
+    clock: Callable[[], float],
+    on_report: Callable[[Report], None],
+) -> None:
+    """Run steps in order; the status file is whole after each of them.
+
+    Args:
+        clock: monotonic seconds.
+        on_report: called after every step, the failed one included.
+
+    Raises:
+        BootError: a step failed; those after it were not run.
+    """
+    reports: list[Report] = []
+
+    def record(step: Step[Machine], outcome: Outcome, started: float) -> None:
+        report = Report(
+            id=step.id,
+            name=step.name,
+            stage=step.stage.value,
+            status=outcome.status,
+            detail=outcome.detail,
+            seconds=round(clock() - started, 3),
+        )
+        reports.append(report)
+        document = json.dumps({"format": 1, "steps": [asdict(each) for each in reports]}, indent=1)
+        files.write_bytes(status_file, document.encode())
+        on_report(report)
+
+    for step in steps:
+        started = clock()
+        try:
+            outcome = step.run(machine)
+        except OnefedError as error:
+            record(step, Outcome(Status.FAILED, error.message), started)
+            raise BootError(step.id, step.name, error) from error
+        record(step, outcome, started)

@@ -1,0 +1,218 @@
+"""The coordinator's boot: the twelve steps of boot.md, section 4, and 7a."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+
+from onefed import context
+from onefed.appliance import machine, programs
+from onefed.appliance.machine import Edge
+from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
+from onefed.checkpoint import files
+from onefed.tls import material
+
+HEALTH_POLL_S = 0.2
+HEALTH_LIMIT_S = 120.0
+"""boot.md, section 16."""
+
+CONTAINER_CHECKPOINT_PATH = "/app/checkpoints"
+"""Default of ``FL_CHECKPOINT_PATH``: inside a container; it stands for ``Paths.checkpoints``."""
+
+
+@dataclass
+class SuperLink:
+    """A coordinator while it boots."""
+
+    edge: Edge
+    resolution: context.Resolution
+    settings: context.SuperLinkSettings | None = None
+    """Set by SL-04."""
+
+    @property
+    def chosen(self) -> context.SuperLinkSettings:
+        assert self.settings is not None, "SL-04 comes before every step that needs settings"
+        return self.settings
+
+
+def _source(link: SuperLink) -> Outcome:
+    return machine.report_context(link.edge, link.resolution)
+
+
+def _validate(link: SuperLink) -> Outcome:
+    link.settings = context.superlink_settings(link.resolution)
+    host = programs.loopback_address(link.settings).rpartition(":")[0]
+    if not link.edge.running("superlink"):
+        machine.require_free_port(host, link.settings.fleet_port, "FL_FLEET_API_ADDRESS")
+    return unchanged("every variable is valid")
+
+
+def _defaults(link: SuperLink) -> Outcome:
+    chosen = link.chosen
+    return unchanged(f"{chosen.strategy}, {chosen.num_rounds} rounds, seed {chosen.seed}")
+
+
+def _environment(link: SuperLink) -> Outcome:
+    chosen, paths = link.chosen, link.edge.paths
+    machine.make_folder(paths.config, 0o750)
+    made = machine.write_secret_once(paths.superexec_secret, secrets.token_hex(32).encode())
+    run_config = dict(context.run_config(chosen))
+    if chosen.checkpoint_enabled:
+        run_config["checkpoint-path"] = str(
+            paths.checkpoints
+            if chosen.checkpoint_path == CONTAINER_CHECKPOINT_PATH
+            else chosen.checkpoint_path
+        )
+    endpoint = link.edge.gate_endpoint
+    document = {
+        "format": 1,
+        "superlink": programs.loopback_address(chosen),
+        "ca_certificate": str(paths.certificates / "ca.crt") if chosen.tls_enabled else None,
+        "onegate_endpoint": endpoint,
+        "vm_id": link.edge.vm_id,
+        "token_file": str(paths.token),
+        "bundle": str(paths.app),
+        "use_case": chosen.use_case,
+        "run_config": run_config,
+        "min_available_clients": chosen.min_available_clients,
+        "state_file": str(paths.state / "supervisor.json"),
+        "stop_request": str(paths.stop_request),
+        "run_log": str(paths.logs / "serverapp.log"),
+    }
+    text = json.dumps(document, indent=1).encode()
+    if not made and paths.supervisor.exists() and paths.supervisor.read_bytes() == text:
+        return unchanged("what the supervisor is told is the same")
+    files.write_bytes(paths.supervisor, text, mode=0o600)
+    return done("run_config and the supervisor's instructions written")
+
+
+def _folders(link: SuperLink) -> Outcome:
+    paths = link.edge.paths
+    wanted = {paths.state: 0o700, paths.recovery: 0o700, paths.flower_home: 0o700}
+    if link.chosen.checkpoint_enabled:
+        wanted[paths.checkpoints] = 0o755
+    made = [folder.name for folder, mode in wanted.items() if machine.make_folder(folder, mode)]
+    return done("made " + ", ".join(made)) if made else unchanged("all folders are there")
+
+
+def _tls(link: SuperLink) -> Outcome:
+    chosen, edge = link.chosen, link.edge
+    if not chosen.tls_enabled:
+        return skipped("FL_TLS_ENABLED is NO: nothing on the wire is protected")
+    folder = edge.paths.certificates
+    given = (chosen.ssl_ca_pem, chosen.ssl_certificate_pem, chosen.ssl_key_pem)
+    if given[0] is not None and given[1] is not None and given[2] is not None:
+        made = material.install_operator(
+            folder, given[0], given[1], given[2], edge.now(), addresses=[edge.facts["address"]]
+        )
+    else:
+        made = _own_authority(link)
+    if made.warning:
+        edge.warn(made.warning)
+    return done(made.reason) if made.created else unchanged(made.reason)
+
+
+def _own_authority(link: SuperLink) -> material.Material:
+    edge = link.edge
+    return material.ensure(
+        edge.paths.certificates,
+        addresses=[edge.facts["address"]],
+        extra_sans=link.chosen.cert_extra_san,
+        now=edge.now(),
+    )
+
+
+def _start(link: SuperLink) -> Outcome:
+    edge = link.edge
+    base = programs.environment(
+        edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
+    )
+    started = []
+    for program in programs.superlink(link.chosen, edge.paths, base):
+        if not edge.running(program.name):
+            edge.start(program)
+            started.append(program.name)
+    if not started:
+        return unchanged("everything runs")
+    return done(f"started {', '.join(started)} on {programs.loopback_address(link.chosen)}")
+
+
+def _health(link: SuperLink) -> Outcome:
+    edge = link.edge
+    address = programs.loopback_address(link.chosen)
+    ca_certificate = edge.paths.certificates / "ca.crt" if link.chosen.tls_enabled else None
+    seconds = machine.wait_until(
+        edge,
+        lambda: machine.healthy(address, ca_certificate),
+        program="superlink",
+        poll_s=HEALTH_POLL_S,
+        limit_s=HEALTH_LIMIT_S,
+        waiting_for=f"an answer of https://{address}/health",
+    )
+    return done(f"healthy after {seconds:.1f} s")
+
+
+def _publish(link: SuperLink) -> Outcome:
+    edge, chosen = link.edge, link.chosen
+    if edge.gate is None:
+        return skipped("this machine has no OneGate")
+    attributes = {
+        "FL_ROLE": "superlink",
+        "FL_VERSION": chosen.flower_version,
+        "FL_ENDPOINT": f"{edge.facts['address']}:{chosen.fleet_port}",
+        "FL_TLS": "YES" if chosen.tls_enabled else "NO",
+        **(
+            {"FL_CA_CERT": material.ca_for_publication(edge.paths.certificates)}
+            if chosen.tls_enabled
+            else {}
+        ),
+        # Last: a reader that sees YES sees the rest.
+        "FL_READY": "YES",
+    }
+    return done("published " + ", ".join(machine.publish(edge, attributes)))
+
+
+def _ready(link: SuperLink) -> Outcome:
+    return (
+        done("reported READY=YES")
+        if machine.publish(link.edge, {"READY": "YES"})
+        else skipped("this machine has no OneGate")
+    )
+
+
+def _booted(_link: SuperLink) -> Outcome:
+    return skipped("this machine runs already")
+
+
+def _start_script(_link: SuperLink) -> Outcome:
+    return skipped("onefed itself is the start script here")
+
+
+def _unit(_link: SuperLink) -> Outcome:
+    return skipped("no systemd: the machine keeps its programs running itself")
+
+
+def _docker(_link: SuperLink) -> Outcome:
+    return skipped("no Docker: programs run as processes of this machine")
+
+
+_C, _B, _P = Stage.CONFIGURE, Stage.BOOTSTRAP, Stage.PLATFORM
+
+STEPS: tuple[Step[SuperLink], ...] = (
+    Step("SL-01", "OS boot", _P, "network, SSH keys, context files", _booted),
+    Step("SL-02", "Start script", _C, "the configure stage begins", _start_script),
+    Step("SL-03", "Source context", _C, "context variables are read, never executed", _source),
+    Step("SL-04", "Validate", _C, "every variable is checked, all errors at once", _validate),
+    Step("SL-05", "Set defaults", _C, "the effective settings are known", _defaults),
+    Step("SL-07", "Mount directories", _C, "state, recovery, checkpoints", _folders),
+    Step("SL-06", "Environment", _C, "run_config and the supervisor's instructions", _environment),
+    Step("SL-07a", "TLS setup", _C, "certificates are generated, or the operator's used", _tls),
+    Step("SL-08", "Unit file", _C, "systemd units", _unit),
+    Step("SL-09", "Wait for Docker", _B, "the container engine answers", _docker),
+    Step("SL-10", "Start", _B, "SuperLink, SuperExec and supervisor run", _start),
+    Step("SL-11", "Health check", _B, "the SuperLink answers over TLS", _health),
+    Step("SL-12", "Publish", _B, "attributes in OneGate, FL_READY last", _publish),
+    Step("SL-13", "Report ready", _P, "READY=YES opens the deployment gate", _ready),
+)
+"""In the order in which they run; SL-06 writes into folders that SL-07 makes."""

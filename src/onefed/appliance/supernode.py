@@ -1,0 +1,324 @@
+"""A node's boot: the fifteen steps of boot.md, section 5, with 7b, and 7c which is ours."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from onefed import context
+from onefed.appliance import discovery, machine, programs
+from onefed.appliance.machine import Edge
+from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
+from onefed.errors import ExitCode, OnefedError
+from onefed.opennebula import onegate
+from onefed.tls import material, node_keys, trust
+
+REGISTRATION_POLL_S = 0.3
+REGISTRATION_LIMIT_S = 120.0
+"""The coordinator looks for new keys every half second; it may be busy booting itself."""
+
+RUNNING_POLL_S = 0.2
+RUNNING_LIMIT_S = 60.0
+"""boot.md, section 16."""
+
+UNREADABLE_SHOWN_MAX = 5
+
+
+class UnreadableDataError(OnefedError):
+    """Files in the node's data folder cannot be opened."""
+
+    exit_code = ExitCode.DATA
+
+
+class RegistrationError(OnefedError):
+    """The coordinator did not accept this node."""
+
+    exit_code = ExitCode.BOOT
+
+
+@dataclass
+class SuperNode:
+    """A node while it boots."""
+
+    edge: Edge
+    resolution: context.Resolution
+    settings: context.SuperNodeSettings | None = None
+    """Set by SN-04."""
+    found: discovery.SuperLink | None = None
+    """Set by SN-07."""
+    key: node_keys.NodeKey | None = None
+    """Set by SN-05."""
+
+    @property
+    def chosen(self) -> context.SuperNodeSettings:
+        assert self.settings is not None, "SN-04 comes before every step that needs settings"
+        return self.settings
+
+    @property
+    def tls(self) -> bool:
+        return self.edge.facts["tls"] == "YES"
+
+
+def _source(node: SuperNode) -> Outcome:
+    return machine.report_context(node.edge, node.resolution)
+
+
+def _validate(node: SuperNode) -> Outcome:
+    node.settings = context.supernode_settings(node.resolution)
+    return unchanged("every variable is valid")
+
+
+def _configuration(node: SuperNode) -> Outcome:
+    paths = node.edge.paths
+    folders = {paths.config: 0o750, paths.flower_home: 0o700}
+    made = [folder.name for folder, mode in folders.items() if machine.make_folder(folder, mode)]
+    if not paths.data.exists():
+        machine.make_folder(paths.data, 0o755)
+        made.append(paths.data.name)
+    _require_readable(paths.data)
+    if machine.write_secret_once(paths.superexec_secret, secrets.token_hex(32).encode()):
+        made.append("SuperExec secret")
+    node.key = node_keys.ensure(paths.node_key)
+    if node.key.created:
+        made.append("node key")
+    return done("made " + ", ".join(made)) if made else unchanged("folders and key are there")
+
+
+def _discover(node: SuperNode) -> Outcome:
+    edge, chosen = node.edge, node.chosen
+    if chosen.superlink_address is not None:
+        node.found = discovery.SuperLink(str(chosen.superlink_address), None, None, None)
+        detail = f"{chosen.superlink_address}, set by FL_SUPERLINK_ADDRESS"
+    elif edge.gate is None:
+        raise discovery.DiscoveryError(
+            "This node knows no SuperLink: it has neither an address nor a OneGate token.",
+            hint="Set FL_SUPERLINK_ADDRESS=host:port, or deploy it in a service with TOKEN=YES.",
+        )
+    else:
+        node.found = discovery.discover(
+            edge.gate,
+            waits=discovery.standard_waits(),
+            sleep=edge.sleep,
+            on_try=lambda attempt, finding: edge.warn(f"Discovery, try {attempt}: {finding}."),
+        )
+        detail = f"{node.found.endpoint}, found through OneGate"
+    machine.save_facts(edge, endpoint=node.found.endpoint, node_config=_node_config(node))
+    if edge.facts["node_config"]:
+        detail += f"; {edge.facts['node_config']}"
+    return done(detail)
+
+
+def _trust(node: SuperNode) -> Outcome:
+    edge, chosen, found = node.edge, node.chosen, node.found
+    assert found is not None, "SN-07 comes before SN-07b"
+    decision = trust.decide(chosen.tls_enabled, found.tls)
+    if decision.warning:
+        edge.warn(decision.warning)
+    machine.save_facts(edge, tls="YES" if decision.mode is trust.Mode.TLS else "NO")
+    if decision.mode is not trust.Mode.TLS:
+        return skipped("TLS is off on both sides: nothing on the wire is protected")
+    given = node.resolution.values["FL_SSL_CA_CERTFILE"].text
+    source = trust.ca_source(given, found.ca_certificate)
+    # What OneGate says is pinned at first sight; an operator's own word may change the pin.
+    material.install_ca(
+        edge.paths.certificates,
+        given or found.ca_certificate or "",
+        source=source.value,
+        keep_pin=source is trust.CaSource.ONEGATE,
+    )
+    return done(f"the CA certificate of {source.value} is checked and in place")
+
+
+def _identity(node: SuperNode) -> Outcome:
+    edge, key = node.edge, node.key
+    assert key is not None, "SN-05 comes before SN-07c"
+    if not node.tls:
+        return skipped("node keys need TLS")
+    if edge.gate is None:
+        return skipped(f"no OneGate: register {key.private_key_path.name}.pub on the coordinator")
+    edge.gate.publish("FL_NODE_KEY", node_keys.encode_for_publication(key.public_key))
+    partition_id = _partition_id(edge.facts["node_config"])
+    if partition_id is not None:
+        edge.gate.publish("FL_PARTITION", partition_id)
+    started = edge.clock()
+    while not _registered(edge.gate, key.fingerprint):
+        if edge.clock() - started > REGISTRATION_LIMIT_S:
+            raise RegistrationError(
+                f"The coordinator did not register this node's key in {REGISTRATION_LIMIT_S:.0f} s.",
+                hint="The supervisor's log on the SuperLink's machine says why.",
+            )
+        edge.sleep(REGISTRATION_POLL_S)
+    return done(f"key {key.fingerprint[:16]} is registered")
+
+
+def _start(node: SuperNode) -> Outcome:
+    edge = node.edge
+    if edge.running("supernode"):
+        return unchanged("the SuperNode runs")
+    base = programs.environment(
+        edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
+    )
+    machine.save_facts(edge, runtime_port=str(machine.free_port()))
+    started = programs.supernode(
+        node.chosen,
+        edge.paths,
+        base,
+        endpoint=edge.facts["endpoint"],
+        tls=node.tls,
+        private_key=node.key.private_key_path if node.key and node.tls else None,
+        node_config=edge.facts["node_config"],
+        runtime_port=int(edge.facts["runtime_port"]),
+    )
+    for program in started:
+        edge.start(program)
+    return done("started " + ", ".join(program.name for program in started))
+
+
+def _running(node: SuperNode) -> Outcome:
+    address = f"127.0.0.1:{node.edge.facts['runtime_port']}"
+    seconds = machine.wait_until(
+        node.edge,
+        lambda: machine.healthy(address, None),
+        program="supernode",
+        poll_s=RUNNING_POLL_S,
+        limit_s=RUNNING_LIMIT_S,
+        waiting_for=f"an answer of http://{address}/health",
+    )
+    return done(f"running after {seconds:.1f} s")
+
+
+def _publish(node: SuperNode) -> Outcome:
+    edge = node.edge
+    if edge.gate is None:
+        return skipped("this machine has no OneGate")
+    attributes = {
+        "FL_ROLE": "supernode",
+        "FL_VERSION": node.chosen.flower_version,
+        "FL_NODE_ID": edge.vm_id,
+        "FL_GPU_AVAILABLE": "NO",
+        "FL_NODE_READY": "YES",
+    }
+    return done("published " + ", ".join(machine.publish(edge, attributes)))
+
+
+def _ready(node: SuperNode) -> Outcome:
+    published = machine.publish(node.edge, {"READY": "YES"})
+    return done("reported READY=YES") if published else skipped("this machine has no OneGate")
+
+
+_C, _B, _P = Stage.CONFIGURE, Stage.BOOTSTRAP, Stage.PLATFORM
+_NO_DOCKER = "no Docker: programs run as processes of this machine"
+
+STEPS: tuple[Step[SuperNode], ...] = (
+    Step(
+        "SN-01",
+        "OS boot",
+        _P,
+        "network, SSH keys, context files",
+        lambda _: skipped("this machine runs already"),
+    ),
+    Step(
+        "SN-02",
+        "Start script",
+        _C,
+        "the configure stage begins",
+        lambda _: skipped("onefed itself is the start script here"),
+    ),
+    Step("SN-03", "Source context", _C, "context variables are read, never executed", _source),
+    Step("SN-04", "Validate", _C, "every variable is checked, all errors at once", _validate),
+    Step("SN-05", "Generate config", _C, "folders, secret and node key", _configuration),
+    Step(
+        "SN-06",
+        "Unit file",
+        _C,
+        "systemd units",
+        lambda _: skipped("no systemd: the machine keeps its programs running itself"),
+    ),
+    Step("SN-07", "Discovery", _C, "the SuperLink's address and this node's partition", _discover),
+    Step("SN-07b", "TLS trust", _C, "the CA certificate is checked and in place", _trust),
+    Step("SN-07c", "Node identity", _C, "the coordinator has registered the node key", _identity),
+    Step("SN-08", "Wait for Docker", _B, "the engine answers", lambda _: skipped(_NO_DOCKER)),
+    Step(
+        "SN-09",
+        "GPU detection",
+        _B,
+        "GPU flags, or CPU",
+        lambda _: skipped("not built yet: training runs on the CPU"),
+    ),
+    Step(
+        "SN-10",
+        "Version override",
+        _B,
+        "the wanted Flower version is there",
+        lambda node: unchanged(f"Flower {node.chosen.flower_version} is installed"),
+    ),
+    Step("SN-11", "Start", _B, "SuperNode and SuperExec run", _start),
+    Step("SN-12", "Wait for running", _B, "the SuperNode answers", _running),
+    Step("SN-13", "Publish", _B, "attributes in OneGate, FL_NODE_READY last", _publish),
+    Step(
+        "SN-14a",
+        "DCGM sidecar",
+        _B,
+        "GPU metrics",
+        lambda _: skipped("not built yet: no GPU metrics"),
+    ),
+    Step("SN-15", "Report ready", _P, "READY=YES opens the deployment gate", _ready),
+)
+
+
+def _require_readable(folder: Path) -> None:
+    """Raise when a file below the data folder cannot be opened; all at once."""
+    unreadable: list[str] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append(str(error.filename))
+
+    for place, _, names in os.walk(folder, onerror=note):
+        paths = [str(Path(place) / name) for name in names]
+        unreadable += [path for path in paths if not os.access(path, os.R_OK)]
+    if unreadable:
+        beyond = len(unreadable) - UNREADABLE_SHOWN_MAX
+        raise UnreadableDataError(
+            "The data folder holds files that cannot be read: "
+            + ", ".join(unreadable[:UNREADABLE_SHOWN_MAX])
+            + (f" and {beyond} more." if beyond > 0 else "."),
+            hint="Give the account that runs onefed permission to read them, or remove them.",
+        )
+
+
+def _node_config(node: SuperNode) -> str:
+    """The operator's node config as it is, else the partition from the place in the service."""
+    edge = node.edge
+    if node.chosen.node_config is not None:
+        return context.render_pairs(node.chosen.node_config)
+    if edge.gate is None:
+        edge.warn("The partition is not known without OneGate: the app decides by its node id.")
+        return ""
+    try:
+        found = discovery.partition(edge.gate.service(), edge.vm_id)
+    except onegate.OneGateError as error:
+        edge.warn(f"The partition is not known: {error.message}")
+        return ""
+    if found is None:
+        edge.warn("The partition is not known: this machine is not among the service's supernodes.")
+        return ""
+    return found
+
+
+def _partition_id(node_config: str) -> str | None:
+    for pair in node_config.split():
+        key, _, value = pair.partition("=")
+        if key == "partition-id" and value.isdigit():
+            return value
+    return None
+
+
+def _registered(gate: onegate.OneGate, fingerprint: str) -> bool:
+    try:
+        return gate.vm().attributes.get("FL_NODE_REGISTERED") == fingerprint
+    except onegate.NotAuthorizedError:
+        raise
+    except onegate.OneGateError:
+        return False

@@ -1,0 +1,163 @@
+"""Where a federation is shown: a terminal, plain lines, or JSON lines."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from onefed.cli import live
+from onefed.telemetry import events, lines
+from onefed.telemetry.lines import Record
+from onefed.telemetry.status import FederationView
+
+QUIET = (events.RecoverySaved, events.ClientReply, events.EvaluationResult)
+"""Not worth a line for people: what they say is in the line of the round."""
+
+STEPS_SAID = frozenset({"done", "failed"})
+"""Boot steps that are worth a line; ``onefed logs`` has the skipped and unchanged ones, too."""
+
+
+class LogFormat(enum.StrEnum):
+    """What ``--log-format`` takes."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Screen(Protocol):
+    """A place to show a federation while it lives."""
+
+    def open(self) -> AbstractContextManager[object]:
+        """Hold the place while the federation is shown."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Say one thing that is not an event."""
+        ...
+
+    def show(self, view: FederationView, records: Sequence[Record]) -> None:
+        """Show what is, after these records."""
+        ...
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        """Say how it ended."""
+        ...
+
+
+def screen_for(log_format: LogFormat) -> Screen:
+    """JSON lines if asked for; a live view on a terminal; else a line per event."""
+    if log_format is LogFormat.JSON:
+        return JsonLines()
+    return Terminal() if sys.stdout.isatty() else PlainLines()
+
+
+class Terminal:
+    """A picture that is drawn anew in place."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._live = Live(console=self._console, refresh_per_second=5, transient=False)
+
+    def open(self) -> AbstractContextManager[object]:
+        return self._live
+
+    def say(self, text: str) -> None:
+        self._console.print(Text(text, style="dim"))
+
+    def show(self, view: FederationView, records: Sequence[Record]) -> None:
+        del records
+        self._live.update(live.draw(view, datetime.now(UTC)))
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        self._console.print(_result(summary))
+
+
+class PlainLines:
+    """One line per event, for a pipe or a file."""
+
+    def __init__(self) -> None:
+        self._console = Console(soft_wrap=True, highlight=False, width=200)
+
+    def open(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def say(self, text: str) -> None:
+        self._print(text)
+
+    def show(self, view: FederationView, records: Sequence[Record]) -> None:
+        for record in records:
+            event = record.event
+            if isinstance(event, QUIET):
+                continue
+            if isinstance(event, events.BootStep) and event.status not in STEPS_SAID:
+                continue
+            self._print(lines.text_line(record, rounds_total=view.rounds_total))
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        self._console.print(_result(summary))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False)
+        self._console.file.flush()
+
+
+class JsonLines:
+    """The events as they are on disk, and the summary as the last line; nothing else."""
+
+    def open(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def say(self, text: str) -> None:
+        notice = events.Notice("INFO", text)
+        now = datetime.now(UTC)
+        self._print(lines.event_line(notice, timestamp=now, role="cli", source="cli"))
+
+    def show(self, view: FederationView, records: Sequence[Record]) -> None:
+        del view
+        for record in records:
+            self._print(lines.record_line(record))
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        self._print(lines.encode({"event": "summary", "data": dict(summary)}))
+
+    def _print(self, line: str) -> None:
+        sys.stdout.write(line.rstrip("\n") + "\n")
+        sys.stdout.flush()
+
+
+def _result(summary: Mapping[str, object]) -> Panel:
+    """The outcome as people want to read it."""
+    table = Table.grid(padding=(0, 2))
+    rows: list[tuple[str, object]] = [
+        ("rounds", f"{summary['rounds_done']} of {summary['rounds_total']}"),
+        ("accuracy", _number(summary["accuracy"])),
+        ("loss", _number(summary["loss"])),
+        ("model sha256", summary["model_sha256"]),
+        ("checkpoint", summary["checkpoint"]),
+        ("nodes", summary["nodes"]),
+        ("failures", summary["failures"]),
+        ("restarts", summary["restarts"]),
+        ("seconds", summary["seconds"]),
+        ("state", summary["directory"]),
+        ("why", summary["error"]),
+    ]
+    for name, value in rows:
+        if value is not None:
+            table.add_row(Text(name, style="dim"), Text(str(value), overflow="fold"))
+    status = str(summary["status"])
+    title = Text(f"{summary['name']}: {status}", style=live.STATE_STYLES.get(status, ""))
+    return Panel(table, title=title, title_align="left", expand=False)
+
+
+def _number(value: object) -> str | None:
+    return f"{value:.4f}" if isinstance(value, float) else None

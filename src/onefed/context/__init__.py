@@ -1,0 +1,71 @@
+"""The contextualization variables: one table, and everything that is made from it.
+
+``table``       one row per variable; the strategies, use cases and Flower releases that we accept
+``variable``    what a row holds
+``syntax``      rules and parsers for single values; ``pem`` those for certificates and keys
+``names``       which variable a name means: prefix, aliases, the nearest one
+``files``       reading ``context.sh`` and ``one_env`` without executing them
+``resolve``     sources to values and findings
+``rules``       rules that join several variables
+``outcome``     value, finding, severity, and the error that lists findings
+``settings``    typed settings of each appliance; the run_config
+``assignments`` ``--set NAME=VALUE`` on a command line
+``reference``   docs/context.md
+
+The way through the room: ``parse_context_file``, ``resolve``, then ``superlink_settings`` or
+``supernode_settings``.
+"""
+
+from onefed.context.assignments import Assignments, parse_assignments
+from onefed.context.files import FILE_BYTES_MAX, Assignment, ContextFile
+from onefed.context.files import parse as parse_context_file
+from onefed.context.outcome import (
+    ContextError,
+    Finding,
+    Resolution,
+    Severity,
+    Source,
+    Value,
+)
+from onefed.context.resolve import resolve
+from onefed.context.settings import (
+    SuperLinkSettings,
+    SuperNodeSettings,
+    run_config,
+    superlink_settings,
+    supernode_settings,
+)
+from onefed.context.syntax import Address, ConfigValue, render_pairs
+from onefed.context.table import CHANGED_DEFAULTS, STRATEGIES, USE_CASES, VARIABLES
+from onefed.context.variable import Level, Role, Variable
+
+__all__ = [
+    "CHANGED_DEFAULTS",
+    "FILE_BYTES_MAX",
+    "STRATEGIES",
+    "USE_CASES",
+    "VARIABLES",
+    "Address",
+    "Assignment",
+    "Assignments",
+    "ConfigValue",
+    "ContextError",
+    "ContextFile",
+    "Finding",
+    "Level",
+    "Resolution",
+    "Role",
+    "Severity",
+    "Source",
+    "SuperLinkSettings",
+    "SuperNodeSettings",
+    "Value",
+    "Variable",
+    "parse_assignments",
+    "parse_context_file",
+    "render_pairs",
+    "resolve",
+    "run_config",
+    "superlink_settings",
+    "supernode_settings",
+]

@@ -1,0 +1,218 @@
+"""Rules that join several variables, for those that something reads today.
+
+The ids are those of the appliance design. A rule sees values that are valid one by one; whether
+something was given (``is_set``) it sees in any case, so that nothing is found out one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeAlias
+
+from onefed.context import syntax
+from onefed.context.outcome import Finding, Severity, Value
+from onefed.context.table import BOTH, RUN_CONFIG_NAMES, SUPERLINK, SUPERNODE, VARIABLES
+from onefed.context.variable import Role
+
+Values: TypeAlias = Mapping[str, Value]
+
+SSL_FILES = ("FL_SSL_CA_CERTFILE", "FL_SSL_CERTFILE", "FL_SSL_KEYFILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossRule:
+    """One requirement on several variables."""
+
+    id: str
+    """``X`` and a number in the appliance design; ``O`` and a number: ours."""
+    appliances: frozenset[Role]
+    reads: tuple[str, ...]
+    """Variables whose text matters. The rule is left out when one of them is not valid."""
+    text: str
+    """The requirement, for docs/context.md."""
+    check: Callable[[Values], Iterator[Finding]]
+
+
+def check(role: Role, values: Values, invalid: Collection[str]) -> list[Finding]:
+    """What all rules of an appliance say about its values."""
+    return [
+        finding
+        for rule in CROSS_RULES
+        if role in rule.appliances and not set(rule.reads) & set(invalid)
+        for finding in rule.check(values)
+    ]
+
+
+def address_or_onegate(values: Values) -> Iterator[Finding]:
+    if values["TOKEN"].text == "NO" and not values["FL_SUPERLINK_ADDRESS"].is_set:
+        yield _finding(
+            Severity.ERROR,
+            "FL_SUPERLINK_ADDRESS",
+            "FL_SUPERLINK_ADDRESS is empty and TOKEN=NO: there is no way to find the coordinator.",
+        )
+
+
+def clients_available(values: Values) -> Iterator[Finding]:
+    available = values["FL_MIN_AVAILABLE_CLIENTS"].text
+    for name in ("FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS"):
+        needed = values[name].text
+        if int(needed) > int(available):
+            yield _finding(
+                Severity.WARNING,
+                name,
+                f"{name}={needed} is more than FL_MIN_AVAILABLE_CLIENTS={available}: "
+                f"a round that starts with {available} nodes cannot succeed.",
+            )
+
+
+def checkpoints_enabled(values: Values) -> Iterator[Finding]:
+    if values["FL_CHECKPOINT_ENABLED"].text == "NO":
+        names = ("FL_CHECKPOINT_INTERVAL", "FL_CHECKPOINT_PATH", "FL_CHECKPOINT_RESUME")
+        yield from _ignored(values, names, "FL_CHECKPOINT_ENABLED is NO")
+
+
+def ssl_files_together(values: Values) -> Iterator[Finding]:
+    given = [name for name in SSL_FILES if values[name].is_set]
+    if values["FL_TLS_ENABLED"].text == "NO" or not given:
+        return
+    for name in SSL_FILES:
+        if name not in given:
+            yield _finding(
+                Severity.ERROR,
+                name,
+                f"{name} is empty and {' and '.join(given)} "
+                f"{'is' if len(given) == 1 else 'are'} set: set all three FL_SSL_* or none.",
+            )
+
+
+def tls_material_used(values: Values) -> Iterator[Finding]:
+    if values["FL_TLS_ENABLED"].text == "NO":
+        names = tuple(name for name in (*SSL_FILES, "FL_CERT_EXTRA_SAN") if name in values)
+        yield from _ignored(values, names, "FL_TLS_ENABLED is NO")
+
+
+def names_in_own_certificate(values: Values) -> Iterator[Finding]:
+    is_operators = any(values[name].is_set for name in SSL_FILES)
+    if (
+        is_operators
+        and values["FL_CERT_EXTRA_SAN"].is_set
+        and values["FL_TLS_ENABLED"].text != "NO"
+    ):
+        yield _finding(
+            Severity.WARNING,
+            "FL_CERT_EXTRA_SAN",
+            "FL_CERT_EXTRA_SAN is ignored: the FL_SSL_* certificate has its names already.",
+        )
+
+
+def ca_for_static_address(values: Values) -> Iterator[Finding]:
+    tls = values["FL_TLS_ENABLED"]
+    if (
+        tls.text == "NO"
+        or not values["FL_SUPERLINK_ADDRESS"].is_set
+        or values["FL_SSL_CA_CERTFILE"].is_set
+    ):
+        return
+    message = "FL_SUPERLINK_ADDRESS is set, TLS is on and FL_SSL_CA_CERTFILE is empty: "
+    if tls.is_set:
+        message += "there is no CA certificate to check the coordinator with."
+        yield _finding(Severity.ERROR, "FL_SSL_CA_CERTFILE", message)
+    else:
+        message += "the CA certificate has to come from OneGate."
+        yield _finding(Severity.WARNING, "FL_SSL_CA_CERTFILE", message)
+
+
+def backoff_grows(values: Values) -> Iterator[Finding]:
+    if values["FL_EDGE_BACKOFF"].text == "fixed":
+        yield from _ignored(values, ("FL_EDGE_MAX_BACKOFF",), "FL_EDGE_BACKOFF is fixed")
+
+
+def run_config_unclaimed(values: Values) -> Iterator[Finding]:
+    for key in syntax.parse_pairs(values["FL_RUN_CONFIG"].text):
+        if owner := RUN_CONFIG_NAMES.get(key):
+            yield _finding(
+                Severity.ERROR,
+                "FL_RUN_CONFIG",
+                f"FL_RUN_CONFIG sets {key}, which belongs to {owner}: set {owner} instead.",
+            )
+
+
+CROSS_RULES = (
+    CrossRule(
+        "X2",
+        SUPERNODE,
+        ("TOKEN",),
+        "Without `FL_SUPERLINK_ADDRESS` a SuperNode needs OneGate (`TOKEN`=YES).",
+        address_or_onegate,
+    ),
+    CrossRule(
+        "X4",
+        SUPERLINK,
+        ("FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS", "FL_MIN_AVAILABLE_CLIENTS"),
+        "`FL_MIN_FIT_CLIENTS` and `FL_MIN_EVALUATE_CLIENTS` above `FL_MIN_AVAILABLE_CLIENTS` "
+        "give a WARNING.",
+        clients_available,
+    ),
+    CrossRule(
+        "X10",
+        SUPERLINK,
+        ("FL_CHECKPOINT_ENABLED",),
+        "The other `FL_CHECKPOINT_*` are ignored unless `FL_CHECKPOINT_ENABLED` is YES.",
+        checkpoints_enabled,
+    ),
+    CrossRule(
+        "X11",
+        SUPERLINK,
+        ("FL_TLS_ENABLED",),
+        "On the SuperLink all three `FL_SSL_*` are set, or none.",
+        ssl_files_together,
+    ),
+    CrossRule(
+        "X12",
+        BOTH,
+        ("FL_TLS_ENABLED",),
+        "`FL_SSL_*` and `FL_CERT_EXTRA_SAN` are ignored while `FL_TLS_ENABLED` is NO.",
+        tls_material_used,
+    ),
+    CrossRule(
+        "X13",
+        SUPERLINK,
+        ("FL_TLS_ENABLED",),
+        "`FL_CERT_EXTRA_SAN` is ignored, with a WARNING, beside `FL_SSL_*`.",
+        names_in_own_certificate,
+    ),
+    CrossRule(
+        "X14",
+        SUPERNODE,
+        ("FL_TLS_ENABLED",),
+        "`FL_SUPERLINK_ADDRESS` with `FL_TLS_ENABLED` set to YES needs `FL_SSL_CA_CERTFILE`; "
+        "with `FL_TLS_ENABLED` left out its absence is a WARNING.",
+        ca_for_static_address,
+    ),
+    CrossRule(
+        "X26",
+        SUPERNODE,
+        ("FL_EDGE_BACKOFF",),
+        "`FL_EDGE_MAX_BACKOFF` is ignored when `FL_EDGE_BACKOFF` is fixed.",
+        backoff_grows,
+    ),
+    CrossRule(
+        "O1",
+        SUPERLINK,
+        ("FL_RUN_CONFIG",),
+        "`FL_RUN_CONFIG` names no key of the run_config that belongs to another variable.",
+        run_config_unclaimed,
+    ),
+)
+
+
+def _ignored(values: Values, names: tuple[str, ...], because: str) -> Iterator[Finding]:
+    for name in names:
+        if values[name].is_set:
+            yield _finding(Severity.INFO, name, f"{name} is ignored: {because}.")
+
+
+def _finding(severity: Severity, name: str, message: str) -> Finding:
+    example = VARIABLES[name].example if severity is Severity.ERROR else ""
+    return Finding(severity=severity, name=name, message=message, example=example)

@@ -1,0 +1,208 @@
+"""What the rest of the program sees: typed, frozen, complete. Nobody else reads the context."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, TypeVar
+
+from onefed.context.outcome import ContextError
+from onefed.context.syntax import Address
+from onefed.context.table import VARIABLES
+from onefed.context.variable import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onefed.context.outcome import Resolution
+    from onefed.context.syntax import ConfigValue
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuperLinkSettings:
+    """Settings of the coordinator."""
+
+    flower_version: str
+    """``X.Y.Z``, a tested release (from FLOWER_VERSION)."""
+    num_rounds: int
+    """Rounds of the whole run, at least 1, resumed ones included (FL_NUM_ROUNDS)."""
+    strategy: str
+    """Aggregation rule, one of ``table.STRATEGIES`` (FL_STRATEGY)."""
+    min_fit_clients: int
+    """Training results that a round needs, at least 1 (FL_MIN_FIT_CLIENTS)."""
+    min_evaluate_clients: int
+    """Evaluation results that a round needs, at least 1 (FL_MIN_EVALUATE_CLIENTS)."""
+    min_available_clients: int
+    """Connected nodes that a round waits for, at least 1 (FL_MIN_AVAILABLE_CLIENTS)."""
+    seed: int
+    """Seed of the run, 0 to 2^63 - 1 (FL_SEED)."""
+    round_timeout_s: int
+    """After this a round without its quorum is repeated, at least 1 (FL_ROUND_TIMEOUT)."""
+    extra_run_config: Mapping[str, ConfigValue]
+    """Keys of the app; none is a key that ``run_config`` makes of a field (FL_RUN_CONFIG)."""
+    use_case: str
+    """Built-in app, one of ``table.USE_CASES`` (FL_USE_CASE)."""
+    fleet_host: str
+    """Where nodes are served: name or IPv4 address; 0.0.0.0 is all (FL_FLEET_API_ADDRESS)."""
+    fleet_port: int
+    """1 to 65535 (FL_FLEET_API_ADDRESS)."""
+    isolation: str
+    """``process`` or ``subprocess`` (FL_ISOLATION)."""
+    database: str
+    """Relative path below the coordinator's folder, without ``..`` (FL_DATABASE)."""
+    tls_enabled: bool
+    """(FL_TLS_ENABLED)"""
+    ssl_ca_pem: bytes | None
+    """The operator's CA certificate. None: make an authority (FL_SSL_CA_CERTFILE)."""
+    ssl_certificate_pem: bytes | None
+    """The operator's server certificate; None exactly when the CA is (FL_SSL_CERTFILE)."""
+    ssl_key_pem: bytes | None = dataclasses.field(repr=False)
+    """Private key of that certificate. Never log, publish or pass it on (FL_SSL_KEYFILE)."""
+    cert_extra_san: tuple[str, ...]
+    """``IP:<address>`` or ``DNS:<name>``, in normal spelling (FL_CERT_EXTRA_SAN)."""
+    checkpoint_enabled: bool
+    """Export the model while it trains (FL_CHECKPOINT_ENABLED)."""
+    checkpoint_interval_rounds: int
+    """Rounds between two exports, at least 1 (FL_CHECKPOINT_INTERVAL)."""
+    checkpoint_path: str
+    """Absolute folder as a container sees it; on the host it is another (FL_CHECKPOINT_PATH)."""
+    checkpoint_resume: bool
+    """Start from the newest export when there is nothing else (FL_CHECKPOINT_RESUME)."""
+    log_level: str
+    """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR`` (FL_LOG_LEVEL)."""
+    log_format: str
+    """``text`` or ``json`` (FL_LOG_FORMAT)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuperNodeSettings:
+    """Settings of a node."""
+
+    flower_version: str
+    """``X.Y.Z``, a tested release (from FLOWER_VERSION)."""
+    superlink_address: Address | None
+    """The coordinator's Fleet API. None: ask OneGate (FL_SUPERLINK_ADDRESS)."""
+    node_config: Mapping[str, ConfigValue] | None
+    """What the app reads about this node; ``render_pairs`` makes Flower's argument of it.
+
+    None: take the partition from the position in the service. Given pairs replace it completely
+    (FL_NODE_CONFIG).
+    """
+    max_retries: int | None
+    """At least 1. None: never give up, leave the flag out (FL_MAX_RETRIES)."""
+    max_wait_time_s: int | None
+    """At least 1. None: never give up, leave the flag out (FL_MAX_WAIT_TIME)."""
+    isolation: str
+    """``process`` or ``subprocess`` (FL_ISOLATION)."""
+    use_case: str
+    """Built-in app, one of ``table.USE_CASES`` (FL_USE_CASE)."""
+    tls_enabled: bool | None
+    """None: not set, so the default stands and ``tls.trust`` decides (FL_TLS_ENABLED)."""
+    ssl_ca_pem: bytes | None
+    """The operator's CA certificate. None: take it from OneGate (FL_SSL_CA_CERTFILE)."""
+    edge_backoff: str
+    """``exponential`` or ``fixed`` (FL_EDGE_BACKOFF)."""
+    edge_max_backoff_s: int
+    """Longest wait between two tries of discovery, at least 1 (FL_EDGE_MAX_BACKOFF)."""
+    log_level: str
+    """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR`` (FL_LOG_LEVEL)."""
+    log_format: str
+    """``text`` or ``json`` (FL_LOG_FORMAT)."""
+
+
+def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
+    """Raises ``ContextError`` with every finding that stops, or none."""
+    read = _Reader(resolution, Role.SUPERLINK)
+    fleet = read.required("FL_FLEET_API_ADDRESS", Address)
+    return SuperLinkSettings(
+        flower_version=read.required("FLOWER_VERSION", str),
+        num_rounds=read.required("FL_NUM_ROUNDS", int),
+        strategy=read.required("FL_STRATEGY", str),
+        min_fit_clients=read.required("FL_MIN_FIT_CLIENTS", int),
+        min_evaluate_clients=read.required("FL_MIN_EVALUATE_CLIENTS", int),
+        min_available_clients=read.required("FL_MIN_AVAILABLE_CLIENTS", int),
+        seed=read.required("FL_SEED", int),
+        round_timeout_s=read.required("FL_ROUND_TIMEOUT", int),
+        extra_run_config=read.optional("FL_RUN_CONFIG", dict) or {},
+        use_case=read.required("FL_USE_CASE", str),
+        fleet_host=fleet.host,
+        fleet_port=fleet.port,
+        isolation=read.required("FL_ISOLATION", str),
+        database=read.required("FL_DATABASE", str),
+        tls_enabled=read.required("FL_TLS_ENABLED", bool),
+        ssl_ca_pem=read.optional("FL_SSL_CA_CERTFILE", bytes),
+        ssl_certificate_pem=read.optional("FL_SSL_CERTFILE", bytes),
+        ssl_key_pem=read.optional("FL_SSL_KEYFILE", bytes),
+        cert_extra_san=read.optional("FL_CERT_EXTRA_SAN", tuple) or (),
+        checkpoint_enabled=read.required("FL_CHECKPOINT_ENABLED", bool),
+        checkpoint_interval_rounds=read.required("FL_CHECKPOINT_INTERVAL", int),
+        checkpoint_path=read.required("FL_CHECKPOINT_PATH", str),
+        checkpoint_resume=read.required("FL_CHECKPOINT_RESUME", bool),
+        log_level=read.required("FL_LOG_LEVEL", str),
+        log_format=read.required("FL_LOG_FORMAT", str),
+    )
+
+
+def supernode_settings(resolution: Resolution) -> SuperNodeSettings:
+    """Raises ``ContextError`` with every finding that stops, or none."""
+    read = _Reader(resolution, Role.SUPERNODE)
+    tls = read.required("FL_TLS_ENABLED", bool)
+    return SuperNodeSettings(
+        flower_version=read.required("FLOWER_VERSION", str),
+        superlink_address=read.optional("FL_SUPERLINK_ADDRESS", Address),
+        node_config=read.optional("FL_NODE_CONFIG", dict),
+        max_retries=read.required("FL_MAX_RETRIES", int) or None,
+        max_wait_time_s=read.required("FL_MAX_WAIT_TIME", int) or None,
+        isolation=read.required("FL_ISOLATION", str),
+        use_case=read.required("FL_USE_CASE", str),
+        tls_enabled=tls if resolution.values["FL_TLS_ENABLED"].is_set else None,
+        ssl_ca_pem=read.optional("FL_SSL_CA_CERTFILE", bytes),
+        edge_backoff=read.required("FL_EDGE_BACKOFF", str),
+        edge_max_backoff_s=read.required("FL_EDGE_MAX_BACKOFF", int),
+        log_level=read.required("FL_LOG_LEVEL", str),
+        log_format=read.required("FL_LOG_FORMAT", str),
+    )
+
+
+def run_config(settings: SuperLinkSettings) -> dict[str, ConfigValue]:
+    """The bridge from variables to the ServerApp, which sees nothing else of them.
+
+    ``checkpoint-path`` is left to the appliance: only it knows whether a container comes between.
+    """
+    config: dict[str, ConfigValue] = {
+        **settings.extra_run_config,
+        "strategy": settings.strategy,
+        "num-server-rounds": settings.num_rounds,
+        "min-fit-clients": settings.min_fit_clients,
+        "min-evaluate-clients": settings.min_evaluate_clients,
+        "min-available-clients": settings.min_available_clients,
+        "seed": settings.seed,
+        "round-timeout-s": settings.round_timeout_s,
+    }
+    if settings.checkpoint_enabled:
+        config["checkpoint-enabled"] = True
+        config["checkpoint-interval"] = settings.checkpoint_interval_rounds
+        config["checkpoint-resume"] = settings.checkpoint_resume
+    return config
+
+
+class _Reader:
+    """Typed access to the values of a resolution without errors."""
+
+    def __init__(self, resolution: Resolution, role: Role) -> None:
+        assert resolution.role is role
+        if resolution.errors:
+            raise ContextError(resolution.errors)
+        self._values = resolution.values
+
+    def optional(self, name: str, kind: type[T]) -> T | None:
+        parsed = VARIABLES[name].parse(self._values[name].text)
+        assert parsed is None or isinstance(parsed, kind)
+        return parsed
+
+    def required(self, name: str, kind: type[T]) -> T:
+        """Of a variable that has a default."""
+        parsed = self.optional(name, kind)
+        assert parsed is not None
+        return parsed

@@ -1,0 +1,680 @@
+"""The one table of contextualization variables.
+
+48 rows are the variables of the appliance design, the rows with ``ours=True`` are added by onefed.
+Settings, findings, user inputs and docs/context.md are made from these rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onefed.context import pem, syntax
+from onefed.context.syntax import Kind, Rule
+from onefed.context.variable import Level, Role, Variable
+
+TESTED_FLOWER_VERSIONS = ("1.41.0",)
+"""Releases of Flower that the whole test set passes with."""
+
+STRATEGIES = ("FedAvg",)
+"""Values of ``FL_STRATEGY``: the aggregation rules that the engine has."""
+
+USE_CASES = ("none", "image-classification")
+"""Values of ``FL_USE_CASE`` that work; ``none`` waits for an app."""
+
+PLANNED_USE_CASES = ("anomaly-detection", "llm-fine-tuning")
+"""Known, and refused until they are built."""
+
+FILE_CHARS_MAX = 128 * 1024
+"""Bound of a file in base64. A chain of three RSA 4096 certificates has 8,000 characters."""
+
+SUPERLINK = frozenset({Role.SUPERLINK})
+SUPERNODE = frozenset({Role.SUPERNODE})
+BOTH = SUPERLINK | SUPERNODE
+
+POSITIVE = syntax.integer("must be a positive integer", 1)
+NON_NEGATIVE = syntax.integer("must be a non-negative integer", 0)
+BOOLEAN = Rule("must be YES or NO", syntax.parse_boolean, Kind.BOOLEAN)
+ADDRESS = Rule("must be host:port", syntax.parse_address)
+ABOVE_ZERO = syntax.number("must be a float > 0.0", lambda x: x > 0)
+PAIRS = Rule(
+    "must be key=value pairs separated by spaces, without shell metacharacters", syntax.parse_pairs
+)
+CERTIFICATE = Rule(
+    "must decode from base64 to a valid PEM certificate",
+    pem.parse_certificate,
+    Kind.TEXT64,
+    chars_max=FILE_CHARS_MAX,
+)
+PRIVATE_KEY = Rule(
+    "must decode from base64 to a valid PEM private key",
+    pem.parse_private_key,
+    Kind.TEXT64,
+    chars_max=FILE_CHARS_MAX,
+)
+FLOWER_VERSION = Rule(
+    f"must be X.Y.Z, one of the tested versions: {', '.join(TESTED_FLOWER_VERSIONS)}",
+    syntax.one_of(TESTED_FLOWER_VERSIONS).parse,
+)
+
+_PEM_EXAMPLE = "LS0tLS1CRUdJTi..."
+
+_CORE = (
+    Variable(
+        name="FLOWER_VERSION",
+        appliances=BOTH,
+        level=Level.SERVICE,
+        default="1.41.0",
+        rule=FLOWER_VERSION,
+        example="1.41.0",
+        help="Release of Flower on both sides.",
+        maps_to="Flower package or image tag",
+        changed="Fleet and Control changed from gRPC to HTTP since 1.25.0; "
+        "only releases that were tested are accepted.",
+    ),
+    Variable(
+        name="FL_NUM_ROUNDS",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="3",
+        rule=POSITIVE,
+        example="10",
+        help="Rounds of the run; a resumed run does the rest of them.",
+        run_config_key="num-server-rounds",
+    ),
+    Variable(
+        name="FL_STRATEGY",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="FedAvg",
+        rule=syntax.one_of(STRATEGIES),
+        example="FedAvg",
+        help="Aggregation rule.",
+        run_config_key="strategy",
+        aliases=("FL_AGG_STRATEGY",),
+    ),
+    Variable(
+        name="FL_MIN_FIT_CLIENTS",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="2",
+        rule=POSITIVE,
+        example="3",
+        help="Training results that a round needs; with fewer it is repeated.",
+        run_config_key="min-fit-clients",
+    ),
+    Variable(
+        name="FL_MIN_EVALUATE_CLIENTS",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="2",
+        rule=POSITIVE,
+        example="3",
+        help="Evaluation results that a round needs.",
+        run_config_key="min-evaluate-clients",
+    ),
+    Variable(
+        name="FL_MIN_AVAILABLE_CLIENTS",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="2",
+        rule=POSITIVE,
+        example="4",
+        help="Connected nodes that a round waits for.",
+        run_config_key="min-available-clients",
+    ),
+    Variable(
+        name="FL_FLEET_API_ADDRESS",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="0.0.0.0:9092",
+        rule=ADDRESS,
+        example="0.0.0.0:9192",
+        help="Where the coordinator listens for nodes; the port is part of its published endpoint.",
+        maps_to="Fleet API; port of `FL_ENDPOINT`",
+    ),
+    Variable(
+        name="FL_CONTROL_API_ADDRESS",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="127.0.0.1:9093",
+        rule=ADDRESS,
+        example="127.0.0.1:9193",
+        help="Where the coordinator takes commands.",
+        maps_to="Control API",
+        in_effect=False,
+        changed="Whoever reaches the Control API runs code on every node, "
+        "so it listens on loopback only.",
+    ),
+    Variable(
+        name="FL_ISOLATION",
+        appliances=BOTH,
+        level=Level.INSTANCE,
+        default="process",
+        rule=syntax.one_of(("subprocess", "process")),
+        example="subprocess",
+        help="How apps are started: by our processes, or Flower's own way (`subprocess`).",
+        maps_to="`--isolation`",
+        changed="Flower starts each app anew and neither resumes nor restarts it; "
+        "our processes do.",
+    ),
+    Variable(
+        name="FL_DATABASE",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="state/state.db",
+        rule=Rule("must be a relative path using [A-Za-z0-9._/-]", syntax.parse_relative_path),
+        example="state/federation.db",
+        help="Flower's database, relative to the folder of the coordinator.",
+        maps_to="`--database`",
+    ),
+    Variable(
+        name="FL_LOG_LEVEL",
+        appliances=BOTH,
+        level=Level.SERVICE,
+        default="INFO",
+        rule=syntax.one_of(("DEBUG", "INFO", "WARNING", "ERROR")),
+        example="DEBUG",
+        help="The least severe log lines that are written.",
+        maps_to="env `FLWR_LOG_LEVEL`",
+    ),
+    Variable(
+        name="FL_SEED",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="0",
+        rule=syntax.integer("must be a non-negative integer", 0, syntax.INTEGER_64_MAX),
+        example="42",
+        help="Seed of the run: the same seed, nodes and data give the same model.",
+        run_config_key="seed",
+        ours=True,
+    ),
+    Variable(
+        name="FL_ROUND_TIMEOUT",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="600",
+        rule=POSITIVE,
+        example="120",
+        help="Seconds after which a round without its quorum is repeated.",
+        run_config_key="round-timeout-s",
+        ours=True,
+    ),
+    Variable(
+        name="FL_RUN_CONFIG",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="",
+        rule=PAIRS,
+        example="local-epochs=2 batch-size=64",
+        help="Settings of the app, beside those that have a variable of their own.",
+        maps_to="run_config, key by key",
+        ours=True,
+    ),
+)
+
+_CONNECTION = (
+    Variable(
+        name="FL_SUPERLINK_ADDRESS",
+        appliances=SUPERNODE,
+        level=Level.MULTI_SITE,
+        default="",
+        rule=ADDRESS,
+        example="203.0.113.50:9092",
+        help="The coordinator's Fleet API; empty asks OneGate.",
+        maps_to="`--superlink`",
+    ),
+    Variable(
+        name="FL_NODE_CONFIG",
+        appliances=SUPERNODE,
+        level=Level.ROLE,
+        default="",
+        rule=PAIRS,
+        example="partition-id=0 num-partitions=2",
+        help="What the app reads about this node; "
+        "empty takes the partition from the position in the service.",
+        maps_to="`--node-config`",
+    ),
+    Variable(
+        name="FL_MAX_RETRIES",
+        appliances=SUPERNODE,
+        level=Level.INSTANCE,
+        default="0",
+        rule=NON_NEGATIVE,
+        example="10",
+        help="Failed connection attempts before the node gives up; 0 never does.",
+        maps_to="`--max-retries`",
+        changed="Flower reads 0 as one try; here it means that the flag is left out.",
+    ),
+    Variable(
+        name="FL_MAX_WAIT_TIME",
+        appliances=SUPERNODE,
+        level=Level.INSTANCE,
+        default="0",
+        rule=NON_NEGATIVE,
+        example="3600",
+        help="Seconds without connection before the node gives up; 0 never does.",
+        maps_to="`--max-wait-time`",
+        changed="Flower reads 0 as no wait; here it means that the flag is left out.",
+    ),
+)
+
+_TLS = (
+    Variable(
+        name="FL_TLS_ENABLED",
+        appliances=BOTH,
+        level=Level.SERVICE,
+        default="YES",
+        rule=BOOLEAN,
+        example="NO",
+        help="Encrypt between nodes and coordinator, and know each node by its key.",
+        maps_to="`--ssl-*`, `--root-certificates` or `--insecure`",
+        changed="Without TLS whoever reads a node's headers can act as that node.",
+    ),
+    Variable(
+        name="FL_SSL_CA_CERTFILE",
+        appliances=BOTH,
+        level=Level.MULTI_SITE,
+        default="",
+        rule=CERTIFICATE,
+        example=_PEM_EXAMPLE,
+        help="The operator's CA certificate; empty lets the coordinator make one.",
+        maps_to="`ca.crt`",
+    ),
+    Variable(
+        name="FL_SSL_CERTFILE",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="",
+        rule=CERTIFICATE,
+        example=_PEM_EXAMPLE,
+        help="The operator's server certificate, signed by that CA.",
+        maps_to="`server.pem`",
+    ),
+    Variable(
+        name="FL_SSL_KEYFILE",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="",
+        rule=PRIVATE_KEY,
+        example=_PEM_EXAMPLE,
+        help="Private key of the server certificate, without passphrase.",
+        maps_to="`server.key`",
+        secret=True,
+    ),
+    Variable(
+        name="FL_CERT_EXTRA_SAN",
+        appliances=SUPERLINK,
+        level=Level.MULTI_SITE,
+        default="",
+        rule=Rule(
+            "must be comma-separated IP:ADDRESS or DNS:NAME entries",
+            syntax.parse_subject_names,
+        ),
+        example="IP:203.0.113.50,DNS:fl.example.com",
+        help="Further names and addresses under which nodes dial the coordinator.",
+        maps_to="subject alternative names of the generated certificate",
+    ),
+)
+
+_USE_CASE = (
+    Variable(
+        name="ML_FRAMEWORK",
+        appliances=SUPERNODE,
+        level=Level.ROLE,
+        default="pytorch",
+        rule=syntax.one_of(("pytorch", "tensorflow", "sklearn")),
+        example="sklearn",
+        help="Framework that the node's image carries.",
+        maps_to="node image",
+        aliases=("FL_FRAMEWORK", "FL_ML_FRAMEWORK"),
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_USE_CASE",
+        appliances=BOTH,
+        level=Level.SERVICE,
+        default="image-classification",
+        rule=syntax.one_of(USE_CASES, planned=PLANNED_USE_CASES),
+        example="none",
+        help="Built-in app that the federation trains by itself; `none` waits for one.",
+        maps_to="app that is submitted",
+        changed="A deployment with no value changed trains by itself; "
+        "both roles know the app, so the service asks once.",
+    ),
+)
+
+_TRAINING = (
+    Variable(
+        name="FL_PROXIMAL_MU",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="1.0",
+        rule=syntax.number("must be a float >= 0.0", lambda x: x >= 0),
+        example="0.1",
+        help="FedProx: weight of the distance between local and global model.",
+        run_config_key="proximal-mu",
+        aliases=("FL_FEDPROX_MU",),
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_SERVER_LR",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="0.1",
+        rule=ABOVE_ZERO,
+        example="0.01",
+        help="FedAdam: learning rate of the coordinator.",
+        run_config_key="server-lr",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_CLIENT_LR",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="0.1",
+        rule=ABOVE_ZERO,
+        example="0.01",
+        help="FedAdam: learning rate of the nodes.",
+        run_config_key="client-lr",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_FEDADAM_TAU",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="1e-9",
+        rule=ABOVE_ZERO,
+        example="1e-3",
+        help="FedAdam: how little it adapts.",
+        run_config_key="tau",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_NUM_MALICIOUS",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="0",
+        rule=NON_NEGATIVE,
+        example="1",
+        help="Krum and Bulyan: hostile nodes that they withstand.",
+        run_config_key="num-malicious",
+        aliases=("FL_BYZANTINE_CLIENTS",),
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_TRIM_BETA",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="0.2",
+        rule=syntax.number("must be between 0.0 and 0.5, exclusive", lambda x: 0 < x < 0.5),
+        example="0.1",
+        help="FedTrimmedAvg: share that is cut off at each end.",
+        run_config_key="trim-beta",
+        aliases=("FL_TRIM_RATIO",),
+        in_effect=False,
+    ),
+)
+
+_CHECKPOINTS = (
+    Variable(
+        name="FL_CHECKPOINT_ENABLED",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="NO",
+        rule=BOOLEAN,
+        example="YES",
+        help="Export the model while it trains; what a resume needs is kept in any case.",
+        run_config_key="checkpoint-enabled",
+    ),
+    Variable(
+        name="FL_CHECKPOINT_INTERVAL",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="5",
+        rule=POSITIVE,
+        example="1",
+        help="Rounds between two exports; the last round is always exported.",
+        run_config_key="checkpoint-interval",
+    ),
+    Variable(
+        name="FL_CHECKPOINT_PATH",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="/app/checkpoints",
+        rule=Rule(
+            "must be an absolute path in the container using [A-Za-z0-9._/-]",
+            syntax.parse_container_path,
+        ),
+        example="/app/exports",
+        help="Where the exports lie, as a container sees it.",
+        maps_to="container side of the mount",
+        run_config_key="checkpoint-path",
+    ),
+    Variable(
+        name="FL_CHECKPOINT_RESUME",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="YES",
+        rule=BOOLEAN,
+        example="NO",
+        help="Continue from the newest export when there is nothing else to resume.",
+        run_config_key="checkpoint-resume",
+    ),
+)
+
+_GPU = (
+    Variable(
+        name="FL_GPU_ENABLED",
+        appliances=SUPERNODE,
+        level=Level.ROLE,
+        default="NO",
+        rule=BOOLEAN,
+        example="YES",
+        help="Train on the GPUs of the node.",
+        maps_to="`--gpus all`",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_CUDA_VISIBLE_DEVICES",
+        appliances=SUPERNODE,
+        level=Level.ROLE,
+        default="all",
+        rule=syntax.pattern(
+            "must be 'all' or comma-separated GPU ids", r"all|[0-9]{1,4}(,[0-9]{1,4})*"
+        ),
+        example="0,1",
+        help="GPUs that training may use.",
+        maps_to="env `CUDA_VISIBLE_DEVICES`",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_GPU_MEMORY_FRACTION",
+        appliances=SUPERNODE,
+        level=Level.ROLE,
+        default="0.8",
+        rule=syntax.number("must be a float between 0.0 (excluded) and 1.0", lambda x: 0 < x <= 1),
+        example="0.5",
+        help="Share of the GPU memory that PyTorch may take.",
+        maps_to="env `FL_GPU_MEMORY_FRACTION`",
+        in_effect=False,
+    ),
+)
+
+_KEEPALIVE = (
+    Variable(
+        name="FL_GRPC_KEEPALIVE_TIME",
+        appliances=BOTH,
+        level=Level.MULTI_SITE,
+        default="60",
+        rule=POSITIVE,
+        example="30",
+        help="Seconds that a connection may idle before it is probed.",
+        maps_to="idle limit of a node's connection",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_GRPC_KEEPALIVE_TIMEOUT",
+        appliances=BOTH,
+        level=Level.MULTI_SITE,
+        default="20",
+        rule=POSITIVE,
+        example="10",
+        help="Seconds without answer after which a connection is given up.",
+        maps_to="limit of a probe",
+        in_effect=False,
+    ),
+)
+
+_MONITORING = (
+    Variable(
+        name="FL_LOG_FORMAT",
+        appliances=BOTH,
+        level=Level.SERVICE,
+        default="text",
+        rule=syntax.one_of(("text", "json")),
+        example="json",
+        help="Log lines for people or for machines.",
+        maps_to="log formatter",
+    ),
+    Variable(
+        name="FL_METRICS_ENABLED",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="NO",
+        rule=BOOLEAN,
+        example="YES",
+        help="Serve training metrics for Prometheus.",
+        maps_to="metrics exporter",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_METRICS_PORT",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="9101",
+        rule=syntax.integer(
+            "must be an integer 1024-65535, not 9091-9093", 1024, 65535, but=range(9091, 9094)
+        ),
+        example="9102",
+        help="Port of the training metrics.",
+        maps_to="metrics exporter",
+        in_effect=False,
+    ),
+    Variable(
+        name="FL_DCGM_ENABLED",
+        appliances=SUPERNODE,
+        level=Level.ROLE,
+        default="NO",
+        rule=BOOLEAN,
+        example="YES",
+        help="Serve GPU metrics on port 9400.",
+        maps_to="GPU metrics exporter",
+        in_effect=False,
+    ),
+)
+
+_EDGE = (
+    Variable(
+        name="FL_EDGE_BACKOFF",
+        appliances=SUPERNODE,
+        level=Level.EDGE,
+        default="exponential",
+        rule=syntax.one_of(("exponential", "fixed")),
+        example="fixed",
+        help="How the waits grow while an edge node looks for its coordinator.",
+        maps_to="discovery",
+    ),
+    Variable(
+        name="FL_EDGE_MAX_BACKOFF",
+        appliances=SUPERNODE,
+        level=Level.EDGE,
+        default="300",
+        rule=POSITIVE,
+        example="60",
+        help="Seconds that such a wait lasts at most.",
+        maps_to="discovery",
+    ),
+)
+
+_PLATFORM = (
+    Variable(
+        name="TOKEN",
+        appliances=BOTH,
+        level=Level.PLATFORM,
+        default="YES",
+        rule=BOOLEAN,
+        example="YES",
+        help="Gives the VM a OneGate token; without it every OneGate call fails.",
+        maps_to="token file in the VM",
+        secret=True,  # in case somebody puts a token here
+    ),
+    Variable(
+        name="NETWORK",
+        appliances=BOTH,
+        level=Level.PLATFORM,
+        default="YES",
+        rule=BOOLEAN,
+        example="YES",
+        help="Lets the guest agent configure the network.",
+        maps_to="guest agent",
+    ),
+    Variable(
+        name="REPORT_READY",
+        appliances=BOTH,
+        level=Level.PLATFORM,
+        default="YES",
+        rule=BOOLEAN,
+        example="YES",
+        help="Lets the guest agent report READY once the VM is healthy.",
+        maps_to="guest agent",
+    ),
+    Variable(
+        name="READY_SCRIPT_PATH",
+        appliances=BOTH,
+        level=Level.PLATFORM,
+        default="/opt/flower/scripts/health-check.sh",
+        rule=syntax.pattern("must be an absolute path using [A-Za-z0-9._/-]", r"/[A-Za-z0-9._/-]+"),
+        example="/opt/flower/scripts/health-check.sh",
+        help="READY is reported when this program succeeds.",
+        maps_to="guest agent",
+    ),
+    Variable(
+        name="SSH_PUBLIC_KEY",
+        appliances=BOTH,
+        level=Level.PLATFORM,
+        default="",
+        rule=Rule("must be printable text, one key per line", str, chars_max=FILE_CHARS_MAX),
+        example="ssh-ed25519 AAAA... ops@example.com",
+        help="Keys that may log in to the VM.",
+        maps_to="guest agent",
+        multiline=True,
+    ),
+)
+
+GROUPS: Mapping[str, tuple[Variable, ...]] = {
+    "Core": _CORE,
+    "Connection of a SuperNode": _CONNECTION,
+    "TLS": _TLS,
+    "Framework and use case": _USE_CASE,
+    "Training": _TRAINING,
+    "Checkpoints": _CHECKPOINTS,
+    "GPU": _GPU,
+    "Keepalive": _KEEPALIVE,
+    "Monitoring": _MONITORING,
+    "Edge": _EDGE,
+    "Platform": _PLATFORM,
+}
+"""All rows, under the headings of docs/context.md."""
+
+VARIABLES: Mapping[str, Variable] = {row.name: row for rows in GROUPS.values() for row in rows}
+"""All rows by canonical name, in the same order."""
+
+CHANGED_DEFAULTS = {row.name: row.changed for row in VARIABLES.values() if row.changed}
+"""Reason for each default, or meaning of one, that differs from the appliance design."""
+
+RUN_CONFIG_NAMES = {
+    row.run_config_key: row.name
+    for row in VARIABLES.values()
+    if row.run_config_key and row.in_effect
+}
+"""Which variable owns a key of the run_config. Nobody else sets it."""

@@ -1,0 +1,117 @@
+"""One phase of a round: a message to each client, and what came back by the deadline.
+
+Flower delivers at most once and answers errors of its own in the name of node 1, so a reply is
+matched by the message that it answers (flower.md, sections 4 and 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from onefed.flower.clients import Client
+
+POLL_FIRST_S = 0.05
+POLL_MAX_S = 0.5
+"""Each poll costs the SuperLink 7-10 ms of CPU (reliability.md, section 1), so it backs off."""
+POLL_GROWTH = 1.3
+
+REASON_LENGTH_MAX = 300
+"""Characters of what a client says about its own failure."""
+
+_ERROR_NAMES: Mapping[int, str] = {
+    0: "unknown",
+    1: "app_not_loaded",
+    2: "app_raised",
+    3: "message_unavailable",
+    4: "reply_unavailable",
+    5: "node_unavailable",
+    6: "mod_precondition",
+    7: "invalid_bundle",
+    8: "app_crashed",
+}
+"""Flower's error codes (flwr 1.41.0, common/constant.py, ErrorCode)."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client sent back, unchecked."""
+
+    client: Client
+    content: RecordDict
+    seconds: float
+    """From sending to receiving."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that gave no usable reply in this phase."""
+
+    client: Client
+    error_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The outcome of one phase; every client that was asked is in one of the two."""
+
+    replies: tuple[Reply, ...]
+    failures: tuple[Failure, ...]
+
+
+def exchange(
+    grid: Grid,
+    messages: Mapping[Client, Message],
+    *,
+    timeout_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    on_reply: Callable[[Reply], None],
+) -> Collected:
+    """Send the messages and collect replies until all are in or the time is over.
+
+    Args:
+        clock: monotonic seconds.
+        on_reply: told of every reply as it arrives, for progress.
+    """
+    started = clock()
+    waiting: dict[str, Client] = {}
+    failures: list[Failure] = []
+    for client, message_id in zip(
+        messages, grid.push_messages(list(messages.values())), strict=True
+    ):
+        if message_id:
+            waiting[message_id] = client
+        else:
+            failures.append(Failure(client, "not_sent", "the SuperLink did not take the message"))
+    replies: list[Reply] = []
+    pause_s = POLL_FIRST_S
+    while waiting and (waited_s := clock() - started) < timeout_s:
+        arrived = list(grid.pull_messages(list(waiting)))
+        for message in arrived:
+            sender = waiting.pop(message.metadata.reply_to_message_id, None)
+            if sender is None:
+                continue  # answers something else: not of this phase
+            if message.has_error():
+                failures.append(_failure(sender, message.error.code, message.error.reason))
+            else:
+                reply = Reply(sender, message.content, clock() - started)
+                replies.append(reply)
+                on_reply(reply)
+        pause_s = POLL_FIRST_S if arrived else min(pause_s * POLL_GROWTH, POLL_MAX_S)
+        if waiting:
+            sleep(min(pause_s, max(0.0, timeout_s - waited_s)))
+    failures += [
+        Failure(client, "timeout", f"no reply within {timeout_s:.0f} s")
+        for client in waiting.values()
+    ]
+    return Collected(tuple(replies), tuple(failures))
+
+
+def _failure(client: Client, code: int, reason: str | None) -> Failure:
+    text = " ".join((reason or "no reason given").split())
+    return Failure(client, _ERROR_NAMES.get(code, f"code_{code}"), text[:REASON_LENGTH_MAX])

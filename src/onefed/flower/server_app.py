@@ -1,0 +1,217 @@
+"""The ServerApp of a managed app: one process per submission, which may die at any moment.
+
+Everything it needs to go on lies in the recovery store, so the supervisor only has to submit it
+again: it finds the last committed round of its run there and trains the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import flwr
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import onefed
+from onefed import aggregate
+from onefed.arrays import Arrays
+from onefed.checkpoint import Exporter, RecoveryStore, Snapshot
+from onefed.errors import ExitCode, NotFoundError, OnefedError
+from onefed.flower import loop, payload
+from onefed.telemetry import events
+from onefed.telemetry.log import EventLog
+
+_NOT_PART_OF_THE_MODEL = frozenset({"num-server-rounds", "round-timeout-s"})
+"""run_config keys that may change between two parts of one run."""
+
+
+class ResumeError(OnefedError):
+    """What the recovery store holds does not fit what is to be run."""
+
+    exit_code = ExitCode.CONFIG
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the machine tells the process, in its environment (``appliance.programs``)."""
+
+    recovery: Path
+    stop_request: Path
+    events: Path
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Surroundings:
+        """Read ``ONEFED_RECOVERY_DIR``, ``ONEFED_STOP_FILE`` and ``ONEFED_EVENTS``."""
+        try:
+            return cls(
+                recovery=Path(environ["ONEFED_RECOVERY_DIR"]),
+                stop_request=Path(environ["ONEFED_STOP_FILE"]),
+                events=Path(environ["ONEFED_EVENTS"]),
+            )
+        except KeyError as missing:
+            raise NotFoundError(
+                f"{missing.args[0]} is not set, so there is no place for the recovery store.",
+                hint="Start the app with onefed up or onefed run; flwr run alone does not do it.",
+            ) from None
+
+
+def managed(initial_arrays: str, evaluate: str | None) -> ServerApp:
+    """The ServerApp that ``bundle.build`` adds to a managed app.
+
+    Args:
+        initial_arrays: ``module:function``, ``f(run_config) -> {name: array}``.
+        evaluate: ``module:function``, ``f(arrays, run_config) -> {"loss": x, "accuracy": y}``.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        surroundings = Surroundings.from_environ(os.environ)
+        log = EventLog(surroundings.events, role="superlink", clock=lambda: datetime.now(UTC))
+        try:
+            _train(grid, context.run_config, surroundings, log.emit, initial_arrays, evaluate)
+        except OnefedError as error:
+            log.emit(events.Notice("ERROR", str(error)))
+            raise
+
+    return app
+
+
+def _train(
+    grid: Grid,
+    run_config: Mapping[str, Any],
+    surroundings: Surroundings,
+    emit: Callable[[events.Event], None],
+    initial_arrays: str,
+    evaluate: str | None,
+) -> None:
+    started = time.monotonic()
+    plan = make_plan(run_config, app_sha256=grid.run.fab_hash)
+    rule = aggregate.rule(plan.strategy)
+    store = RecoveryStore(surroundings.recovery)
+    exporter = _exporter(run_config, plan)
+    emit(events.TrainingStart(plan.strategy, plan.rounds_total, plan.min_available_clients))
+    snapshot = resume(store, plan, emit)
+    if snapshot is None:
+        model = payload.to_arrays(load(initial_arrays)(dict(run_config)))
+        snapshot = loop.first_snapshot(plan, rule, model)
+    judge = None if evaluate is None else _judge(load(evaluate), run_config)
+    world = loop.World(
+        grid=grid,
+        rule=rule,
+        store=store,
+        exporter=exporter,
+        evaluate=judge,
+        emit=emit,
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC),
+        sleep=time.sleep,
+        should_stop=surroundings.stop_request.exists,
+    )
+    last = loop.run(plan, world, snapshot)
+    if last.round_number >= plan.rounds_total:
+        final = last.history[-1] if last.history else None
+        emit(
+            events.TrainingEnd(
+                total_rounds=last.round_number,
+                final_loss=None if final is None else final.loss,
+                final_accuracy=None if final is None else final.accuracy,
+                total_duration_seconds=time.monotonic() - started,
+            )
+        )
+
+
+def make_plan(run_config: Mapping[str, Any], *, app_sha256: str) -> loop.Plan:
+    """The run_config bridge, read back (training.md, section 2)."""
+    fixed = {key: run_config[key] for key in sorted(run_config.keys() - _NOT_PART_OF_THE_MODEL)}
+    return loop.Plan(
+        run=str(run_config["run"]),
+        rounds_total=int(run_config["num-server-rounds"]),
+        seed=int(run_config["seed"]),
+        strategy=str(run_config["strategy"]),
+        min_fit_clients=int(run_config["min-fit-clients"]),
+        min_evaluate_clients=int(run_config["min-evaluate-clients"]),
+        min_available_clients=int(run_config["min-available-clients"]),
+        round_timeout_s=float(run_config["round-timeout-s"]),
+        app_sha256=app_sha256,
+        config_sha256=hashlib.sha256(json.dumps(fixed).encode()).hexdigest(),
+        versions={
+            "onefed": onefed.__version__,
+            "flwr": flwr.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def resume(
+    store: RecoveryStore, plan: loop.Plan, emit: Callable[[events.Event], None]
+) -> Snapshot | None:
+    """The last committed round of this run, or None when nothing is committed yet.
+
+    Raises:
+        ResumeError: it was trained with another seed or strategy, which would change the result.
+        InUseError: the store belongs to another run.
+        StorageError: rounds are there, but none is whole.
+    """
+    loaded = store.load(plan.run)
+    if loaded is None:
+        return None
+    for damaged in loaded.damaged:
+        emit(events.Notice("WARNING", f"A damaged snapshot was passed over: {damaged}"))
+    snapshot = loaded.snapshot
+    if (snapshot.seed, snapshot.rule) != (plan.seed, plan.strategy):
+        raise ResumeError(
+            f"Round {snapshot.round_number} was trained with {snapshot.rule} and seed "
+            f"{snapshot.seed}; going on with {plan.strategy} and seed {plan.seed} would be "
+            "another run.",
+            hint="Resume with the same strategy and seed, or start a federation of another name.",
+        )
+    emit(events.RunResumed(run=plan.run, round=snapshot.round_number))
+    return snapshot
+
+
+def load(reference: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; the app's folder is on the path by now."""
+    module, _, name = reference.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _judge(
+    evaluate: Callable[..., Mapping[str, float]], run_config: Mapping[str, Any]
+) -> Callable[[Arrays], payload.Score]:
+    def judge(model: Arrays) -> payload.Score:
+        metrics = evaluate(dict(model), dict(run_config))
+        return payload.Score(
+            loss=_number(metrics.get("loss")),
+            accuracy=_number(metrics.get("accuracy")),
+            num_examples=int(metrics.get(payload.WEIGHT_KEY, 0)),
+        )
+
+    return judge
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _exporter(run_config: Mapping[str, Any], plan: loop.Plan) -> Exporter | None:
+    if not run_config["checkpoint-enabled"]:
+        return None
+    return Exporter(
+        Path(str(run_config["checkpoint-path"])),
+        run=plan.run,
+        interval=int(run_config["checkpoint-interval"]),
+    )

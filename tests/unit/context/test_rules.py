@@ -1,0 +1,127 @@
+"""Each rule that joins variables, where it speaks and where it is silent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from onefed.context import Role, Severity, resolve
+from onefed.context.rules import CROSS_RULES
+from onefed.context.table import VARIABLES
+
+if TYPE_CHECKING:
+    from conftest import Material
+
+SUPERLINK, SUPERNODE = Role.SUPERLINK, Role.SUPERNODE
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+
+
+def findings(role: Role, **given: str) -> list[tuple[Severity, str]]:
+    return [(finding.severity, finding.name) for finding in resolve(role, explicit=given).findings]
+
+
+def test_rules_read_variables_of_their_appliances() -> None:
+    for rule in CROSS_RULES:
+        for name in rule.reads:
+            assert rule.appliances <= VARIABLES[name].appliances
+
+
+def test_x2_no_address_and_no_onegate() -> None:
+    assert findings(SUPERNODE, TOKEN="NO") == [(ERROR, "FL_SUPERLINK_ADDRESS")]
+    assert findings(SUPERNODE, TOKEN="YES") == []
+    assert findings(SUPERNODE, TOKEN="NO", FL_SUPERLINK_ADDRESS="h:1", FL_TLS_ENABLED="NO") == []
+
+
+@pytest.mark.parametrize("name", ["FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS"])
+def test_x4_more_clients_needed_than_waited_for(name: str) -> None:
+    assert findings(SUPERLINK, **{name: "3"}) == [(WARNING, name)]
+    assert findings(SUPERLINK, **{name: "3", "FL_MIN_AVAILABLE_CLIENTS": "3"}) == []
+
+
+def test_x4_is_silent_about_numbers_that_are_none() -> None:
+    given = {"FL_MIN_FIT_CLIENTS": "3", "FL_MIN_AVAILABLE_CLIENTS": "x"}
+    assert findings(SUPERLINK, **given) == [(ERROR, "FL_MIN_AVAILABLE_CLIENTS")]
+
+
+def test_x10_checkpoint_settings_without_checkpoints() -> None:
+    given = {
+        "FL_CHECKPOINT_INTERVAL": "1",
+        "FL_CHECKPOINT_PATH": "/app/x",
+        "FL_CHECKPOINT_RESUME": "NO",
+    }
+    assert findings(SUPERLINK, **given) == [(INFO, name) for name in given]
+    assert findings(SUPERLINK, FL_CHECKPOINT_ENABLED="YES", **given) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("FL_SSL_CA_CERTFILE",),
+        ("FL_SSL_CERTFILE",),
+        ("FL_SSL_KEYFILE",),
+        ("FL_SSL_CA_CERTFILE", "FL_SSL_CERTFILE"),
+        ("FL_SSL_CERTFILE", "FL_SSL_KEYFILE"),
+    ],
+)
+def test_x11_some_ssl_files_only(given: tuple[str, ...], material: Material) -> None:
+    names = ["FL_SSL_CA_CERTFILE", "FL_SSL_CERTFILE", "FL_SSL_KEYFILE"]
+    values = dict(
+        zip(names, (material.certificate, material.certificate, material.key), strict=True)
+    )
+    missing = [(ERROR, name) for name in names if name not in given]
+    assert findings(SUPERLINK, **{name: values[name] for name in given}) == missing
+    assert findings(SUPERLINK, **values) == []
+    assert findings(SUPERNODE, FL_SSL_CA_CERTFILE=material.certificate) == []
+
+
+def test_x11_speaks_beside_a_file_that_is_not_valid() -> None:
+    """Else the missing files would be found out one start later."""
+    assert findings(SUPERLINK, FL_SSL_CA_CERTFILE="x") == [
+        (ERROR, "FL_SSL_CA_CERTFILE"),
+        (ERROR, "FL_SSL_CERTFILE"),
+        (ERROR, "FL_SSL_KEYFILE"),
+    ]
+
+
+def test_x12_tls_material_without_tls(material: Material) -> None:
+    given = {"FL_SSL_CA_CERTFILE": material.certificate, "FL_TLS_ENABLED": "NO"}
+    assert findings(SUPERNODE, **given) == [(INFO, "FL_SSL_CA_CERTFILE")]
+    assert findings(SUPERLINK, FL_CERT_EXTRA_SAN="DNS:a", **given) == [
+        (INFO, "FL_SSL_CA_CERTFILE"),
+        (INFO, "FL_CERT_EXTRA_SAN"),
+    ]
+
+
+def test_x13_extra_names_beside_an_operator_certificate(material: Material) -> None:
+    given = {
+        "FL_SSL_CA_CERTFILE": material.certificate,
+        "FL_SSL_CERTFILE": material.certificate,
+        "FL_SSL_KEYFILE": material.key,
+    }
+    assert findings(SUPERLINK, FL_CERT_EXTRA_SAN="DNS:a", **given) == [
+        (WARNING, "FL_CERT_EXTRA_SAN")
+    ]
+    assert findings(SUPERLINK, FL_CERT_EXTRA_SAN="DNS:a") == []
+
+
+def test_x14_static_address_without_ca(material: Material) -> None:
+    static = {"FL_SUPERLINK_ADDRESS": "coordinator:9092"}
+    assert findings(SUPERNODE, **static, FL_TLS_ENABLED="YES") == [(ERROR, "FL_SSL_CA_CERTFILE")]
+    assert findings(SUPERNODE, **static) == [(WARNING, "FL_SSL_CA_CERTFILE")]
+    assert findings(SUPERNODE, **static, FL_TLS_ENABLED="NO") == []
+    ca = {"FL_SSL_CA_CERTFILE": material.certificate}
+    assert findings(SUPERNODE, **static, **ca, FL_TLS_ENABLED="YES") == []
+
+
+def test_x26_longest_wait_of_a_fixed_schedule() -> None:
+    given = {"FL_EDGE_MAX_BACKOFF": "60"}
+    assert findings(SUPERNODE, FL_EDGE_BACKOFF="fixed", **given) == [(INFO, "FL_EDGE_MAX_BACKOFF")]
+    assert findings(SUPERNODE, **given) == []
+
+
+def test_o1_run_config_that_belongs_to_a_variable() -> None:
+    resolution = resolve(SUPERLINK, explicit={"FL_RUN_CONFIG": "seed=1 local-epochs=2"})
+    [error] = resolution.errors
+    assert "set FL_SEED instead" in error.message
+    assert findings(SUPERLINK, FL_RUN_CONFIG="local-epochs=2 proximal-mu=0.1") == []
