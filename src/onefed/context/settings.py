@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onefed.context.outcome import Resolution
     from onefed.context.syntax import ConfigValue
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class SuperLinkSettings:
     """Settings of the coordinator."""
 
     flower_version: str
-    """``X.Y.Z``, a tested release (from FLOWER_VERSION)."""
+    """``X.Y.Z``, a tested release (FLOWER_VERSION)."""
     num_rounds: int
     """Rounds of the whole run, at least 1, resumed ones included (FL_NUM_ROUNDS)."""
     strategy: str
@@ -52,7 +52,7 @@ class SuperLinkSettings:
     database: str
     """Relative path below the coordinator's folder, without ``..`` (FL_DATABASE)."""
     tls_enabled: bool
-    """(FL_TLS_ENABLED)"""
+    """Encryption, certificates and node keys (FL_TLS_ENABLED)."""
     ssl_ca_pem: bytes | None
     """The operator's CA certificate. None: make an authority (FL_SSL_CA_CERTFILE)."""
     ssl_certificate_pem: bytes | None
@@ -80,7 +80,7 @@ class SuperNodeSettings:
     """Settings of a node."""
 
     flower_version: str
-    """``X.Y.Z``, a tested release (from FLOWER_VERSION)."""
+    """``X.Y.Z``, a tested release (FLOWER_VERSION)."""
     superlink_address: Address | None
     """The coordinator's Fleet API. None: ask OneGate (FL_SUPERLINK_ADDRESS)."""
     node_config: Mapping[str, ConfigValue] | None
@@ -196,12 +196,12 @@ class _Reader:
             raise ContextError(resolution.errors)
         self._values = resolution.values
 
-    def optional(self, name: str, kind: type[T]) -> T | None:
+    def optional(self, name: str, kind: type[_T]) -> _T | None:
         parsed = VARIABLES[name].parse(self._values[name].text)
         assert parsed is None or isinstance(parsed, kind)
         return parsed
 
-    def required(self, name: str, kind: type[T]) -> T:
+    def required(self, name: str, kind: type[_T]) -> _T:
         """Of a variable that has a default."""
         parsed = self.optional(name, kind)
         assert parsed is not None

@@ -105,7 +105,8 @@ def one_of(options: Sequence[str], *, planned: Sequence[str] = ()) -> Rule:
         if value in planned:
             raise ValueError(f"{value} is not built yet")
         if value not in options:
-            raise ValueError("case matters")
+            is_close = value.lower() in {option.lower() for option in options}
+            raise ValueError("upper and lower case matter" if is_close else "")
         return value
 
     return Rule(f"must be one of: {', '.join(options)}", parse, Kind.LIST, (*options, *planned))

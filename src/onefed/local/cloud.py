@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from onefed import context
 from onefed.appliance import programs
+from onefed.appliance.machine import free_port
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import die_with_parent
 from onefed.checkpoint import files
@@ -123,12 +125,13 @@ class Cloud:
     def _create(self, role: str, name: str, endpoint: str) -> VmRecord:
         """A machine's disk: its context and token where the platform puts them."""
         paths = Paths(self._dir.root(name))
+        variables = {"FL_FLEET_API_ADDRESS": f"{ADDRESS}:{free_port()}", **self._spec.context}
         record = self._model.add_vm(
             role,
             f"{name.replace('/', '_')}_(service_{SERVICE_ID})",
             ADDRESS,
             {
-                **self._spec.context,
+                **{key: text for key, text in variables.items() if _reads(role, key)},
                 "ETH0_IP": ADDRESS,
                 "ONEGATE_ENDPOINT": endpoint,
                 "TOKEN": "YES",
@@ -297,6 +300,11 @@ def _machine_failed(machine: Machine, view: FederationView) -> BootFailedError:
     with contextlib.suppress(ValueError):
         error.exit_code = ExitCode(machine.process.returncode or ExitCode.BOOT)
     return error
+
+
+def _reads(role: str, variable: str) -> bool:
+    """Whether machines of a role take this variable."""
+    return context.Role(role) in context.VARIABLES[variable].appliances
 
 
 def _quoted(value: str) -> str:

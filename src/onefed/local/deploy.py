@@ -216,24 +216,19 @@ def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
         "FL_MIN_AVAILABLE_CLIENTS": everyone,
         "FL_CHECKPOINT_ENABLED": "YES",
     }
+    for name in ("FL_STRATEGY", "FL_SEED", "FL_USE_CASE"):
+        variables[name] = context.VARIABLES[name].default
     for each in resolutions:
-        for name, found in each.values.items():
-            if found.is_set or name not in variables:
-                variables[name] = found.text
-    _check_laptop(variables, request, explicit=resolutions[0].values)
-    kept = {name: text for name, text in variables.items() if text}
-    if not resolutions[0].values["FL_FLEET_API_ADDRESS"].is_set:
-        del kept["FL_FLEET_API_ADDRESS"]  # the cloud takes a free port
-    return _Resolved(kept, given.app_config, findings)
+        variables |= {name: found.text for name, found in each.values.items() if found.is_set}
+    _check_laptop(variables, request)
+    return _Resolved(variables, given.app_config, findings)
 
 
 LAPTOP_ROUNDS = "5"
 """Enough for the built-in app to reach 0.90."""
 
 
-def _check_laptop(
-    variables: Mapping[str, str], request: Request, explicit: Mapping[str, context.Value]
-) -> None:
+def _check_laptop(variables: Mapping[str, str], request: Request) -> None:
     """What the table cannot know: how many nodes there will be, and which ports are free."""
     for name in ("FL_MIN_AVAILABLE_CLIENTS", "FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS"):
         if int(variables[name]) > request.nodes:
@@ -242,7 +237,7 @@ def _check_laptop(
                 "training would wait for ever.",
                 hint=f"Start at least {variables[name]} nodes with --nodes, or lower {name}.",
             )
-    if explicit["FL_FLEET_API_ADDRESS"].is_set:
+    if "FL_FLEET_API_ADDRESS" in variables:
         _, _, port = variables["FL_FLEET_API_ADDRESS"].rpartition(":")
         require_free_port("127.0.0.1", int(port), "FL_FLEET_API_ADDRESS")
 
@@ -337,7 +332,12 @@ class AppKeyError(RequestError):
 
 
 def _notices(resolved: _Resolved, packed: bundle.Bundle, request: Request) -> tuple[str, ...]:
-    notices = [finding.message for finding in resolved.findings]
+    # INFO says that one role does not read what the other one does.
+    notices = [
+        str(finding)
+        for finding in resolved.findings
+        if finding.severity is context.Severity.WARNING
+    ]
     if not packed.managed:
         notices.append(
             "This app runs its own ServerApp. To have onefed manage it (exact resume, rules, "

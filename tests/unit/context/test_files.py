@@ -201,7 +201,7 @@ def test_line_that_is_no_assignment_is_a_warning() -> None:
     ("value", "problem"),
     [
         (b"a\0b", "NUL"),
-        (b"caf\xe9", "UTF-8"),
+        (b"a\xe9", "UTF-8"),
         (b"x" * (files.VALUE_CHARS_MAX + 1), "more than 1048576 characters"),
     ],
 )

@@ -215,6 +215,16 @@ def test_unknown_strategy_lists_the_known_ones() -> None:
     assert "must be one of: FedAvg" in error.message
 
 
+def test_right_word_in_the_wrong_case_is_told_so() -> None:
+    [error] = resolve(Role.SUPERLINK, explicit={"FL_LOG_LEVEL": "info"}).errors
+    assert "upper and lower case matter" in error.message
+
+
+def test_untested_flower_version_names_the_tested_ones() -> None:
+    [error] = resolve(Role.SUPERLINK, explicit={"FLOWER_VERSION": "1.25.0"}).errors
+    assert error.message.endswith("It must be X.Y.Z, one of the tested versions: 1.41.0.")
+
+
 def test_private_key_in_place_of_a_certificate_is_refused(material: Material) -> None:
     for name in ("FL_SSL_CA_CERTFILE", "FL_SSL_CERTFILE"):
         with pytest.raises(ValueError, match="holds a private key"):
