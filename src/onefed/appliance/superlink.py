@@ -75,6 +75,7 @@ def _environment(link: SuperLink) -> Outcome:
         "bundle": str(paths.app),
         "use_case": chosen.use_case,
         "run_config": run_config,
+        "keys_set": _keys_set(link),
         "min_available_clients": chosen.min_available_clients,
         "state_file": str(paths.state / "supervisor.json"),
         "stop_request": str(paths.stop_request),
@@ -85,6 +86,13 @@ def _environment(link: SuperLink) -> Outcome:
         return unchanged("what the supervisor is told is the same")
     files.write_bytes(paths.supervisor, text, mode=0o600)
     return done("run_config and the supervisor's instructions written")
+
+
+def _keys_set(link: SuperLink) -> list[str]:
+    """The run_config keys that somebody set; an app with its own ServerApp is told no others."""
+    values = link.resolution.values
+    named = [key for key, name in context.RUN_CONFIG_NAMES.items() if values[name].is_set]
+    return sorted({*named, *link.chosen.extra_run_config})
 
 
 def _folders(link: SuperLink) -> Outcome:

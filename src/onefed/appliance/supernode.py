@@ -146,7 +146,7 @@ def _identity(node: SuperNode) -> Outcome:
     while not _registered(edge.gate, key.fingerprint):
         if edge.clock() - started > REGISTRATION_LIMIT_S:
             raise RegistrationError(
-                f"The coordinator did not register this node's key in {REGISTRATION_LIMIT_S:.0f} s.",
+                f"The coordinator did not register this node's key in {REGISTRATION_LIMIT_S:.0f} s",
                 hint="The supervisor's log on the SuperLink's machine says why.",
             )
         edge.sleep(REGISTRATION_POLL_S)

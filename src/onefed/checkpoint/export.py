@@ -85,8 +85,7 @@ class Exporter:
             "model_sha256": digest(arrays),
             "format": VERSION,
         }
-        files.make_folder(self.folder)
-        self._claim()
+        self.claim()
         size_bytes = files.write_atomically(
             path,
             lambda stream: archive.write(stream, archive.positional(arrays.values())),
@@ -96,8 +95,13 @@ class Exporter:
         files.write_json(self.folder / METADATA, metadata, system=self.system)
         return Saved(path, size_bytes)
 
-    def _claim(self) -> None:
-        """Make sure that the folder is ours, and clear what a killed writer left in it."""
+    def claim(self) -> None:
+        """Make the folder ours, and clear what a killed writer left in it.
+
+        Raises ``InUseError`` where it holds checkpoints of another run. ``save`` does it, too;
+        called at the start, it tells the operator before anything is trained.
+        """
+        files.make_folder(self.folder)
         names = files.names_in(self.folder)
         owner = self._owner(names)
         if owner != self.run:

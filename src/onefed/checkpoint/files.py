@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 JSON_BYTES_MAX = 16 * 2**20
-"""Largest JSON document read or written. Parsed and compared, the worst one takes 0.6 GB and 3 s."""
+"""Largest JSON document read or written. Reading the worst one takes 0.6 GB and 3 s."""
 
 HINTS = {
     errno.ENOSPC: "Free space on that file system.",

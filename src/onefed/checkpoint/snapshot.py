@@ -133,6 +133,8 @@ def decode(path: Path, document: object) -> Sidecar:
         return _decode_body(body)
     except ValueError as error:
         raise DamagedError(path, str(error)) from error
+    except RecursionError as error:
+        raise DamagedError(path, "it is nested too deeply") from error
 
 
 def _decode_body(body: object) -> Sidecar:
@@ -239,7 +241,7 @@ def _entry(document: object, name: str) -> Any:
 def _get(document: object, name: str, kind: type[_T]) -> _T:
     value = _entry(document, name)
     if type(value) is not kind:  # exactly: True is an int to isinstance
-        raise ValueError(f"{arrays_.shown(name)} is missing or not a {kind.__name__}")
+        raise ValueError(f"{arrays_.shown(name)} is missing or not of type {kind.__name__}")
     return value
 
 

@@ -129,7 +129,7 @@ def run(
 def resume(
     name: Annotated[str, typer.Argument(help="Name of the federation.")],
     rounds: Annotated[
-        int | None, typer.Option("--rounds", "-r", help="New total, to train longer.")
+        int | None, typer.Option("--rounds", "-r", min=1, help="New total, to train longer.")
     ] = None,
     summary: SummaryFile = None,
     detach: Detach = False,

@@ -151,6 +151,8 @@ def _result(summary: Mapping[str, object]) -> Panel:
         ("state", summary["directory"]),
         ("why", summary["error"]),
     ]
+    if summary["status"] != "finished":
+        rows.append(("next", f"onefed resume {summary['name']}"))
     for name, value in rows:
         if value is not None:
             table.add_row(Text(name, style="dim"), Text(str(value), overflow="fold"))

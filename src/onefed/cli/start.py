@@ -55,7 +55,8 @@ def resume(
     if not spec.managed:
         screen.say("This app runs its own ServerApp, which begins anew: Flower has no resume.")
     if rounds is not None:
-        directory.write_spec(replace(spec, context={**spec.context, "FL_NUM_ROUNDS": str(rounds)}))
+        variables = {**spec.context, "FL_NUM_ROUNDS": str(rounds)}
+        directory.write_spec(replace(spec, rounds=rounds, context=variables))
     return _run(directory, screen, summary=summary, detach=detach)
 
 

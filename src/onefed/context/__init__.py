@@ -36,12 +36,19 @@ from onefed.context.settings import (
     supernode_settings,
 )
 from onefed.context.syntax import Address, ConfigValue, render_pairs
-from onefed.context.table import CHANGED_DEFAULTS, STRATEGIES, USE_CASES, VARIABLES
+from onefed.context.table import (
+    CHANGED_DEFAULTS,
+    RUN_CONFIG_NAMES,
+    STRATEGIES,
+    USE_CASES,
+    VARIABLES,
+)
 from onefed.context.variable import Level, Role, Variable
 
 __all__ = [
     "CHANGED_DEFAULTS",
     "FILE_BYTES_MAX",
+    "RUN_CONFIG_NAMES",
     "STRATEGIES",
     "USE_CASES",
     "VARIABLES",

@@ -5,6 +5,7 @@ bundle       a Flower app directory, checked and packed; managed apps get our Se
 clients      which node is which client: stable keys, seeded sampling
 exchange     one phase of a round: send, collect, sort out what came back
 loop         the rounds: true numbers, quorum, deadline, rule, recovery, events
+report       what a ServerApp that is not ours prints, read as events
 server_app   the ServerApp process: reads what it was handed, runs the loop
 supervisor   the coordinator's program: registers nodes, submits the run, watches it
 """

@@ -101,6 +101,8 @@ def _train(
     rule = aggregate.rule(plan.strategy)
     store = RecoveryStore(surroundings.recovery)
     exporter = _exporter(run_config, plan)
+    if exporter is not None:
+        exporter.claim()  # another run's checkpoints stop us now, not in the last round
     emit(events.TrainingStart(plan.strategy, plan.rounds_total, plan.min_available_clients))
     snapshot = resume(store, plan, emit)
     if snapshot is None:
@@ -178,7 +180,12 @@ def resume(
             "another run.",
             hint="Resume with the same strategy and seed, or start a federation of another name.",
         )
-    emit(events.RunResumed(run=plan.run, round=snapshot.round_number))
+    if snapshot.app_sha256 != plan.app_sha256:
+        raise ResumeError(
+            f"Round {snapshot.round_number} was trained by another app, or another version of it.",
+            hint="Resume with that app, or start a federation of another name.",
+        )
+    emit(events.RunResumed(run=plan.run, round=snapshot.round_number + 1))
     return snapshot
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from typing import Any
 
 from onefed.checkpoint import files
 from onefed.errors import OnefedError
-from onefed.flower import adapter, bundle, clients
+from onefed.flower import adapter, bundle, clients, report
 from onefed.opennebula import onegate
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
@@ -53,6 +54,8 @@ class Instructions:
     bundle: Path
     use_case: str
     run_config: Mapping[str, Any]
+    keys_set: frozenset[str]
+    """Those keys of ``run_config`` that somebody set; the others are our defaults."""
     min_available_clients: int
     state_file: Path
     stop_request: Path
@@ -72,6 +75,7 @@ class Instructions:
             bundle=Path(document["bundle"]),
             use_case=document["use_case"],
             run_config=document["run_config"],
+            keys_set=frozenset(document["keys_set"]),
             min_available_clients=document["min_available_clients"],
             state_file=Path(document["state_file"]),
             stop_request=Path(document["stop_request"]),
@@ -109,6 +113,8 @@ class Supervisor:
         self._state = _read_state(instructions.state_file)
         self._registered: set[str] = set()
         """Ids of the machines whose key is registered."""
+        self._managed = True
+        """Whether the run heeds a stop request by itself, as our ServerApp does."""
         self._addresses: dict[int, str] = {}
         """Node id -> address of its machine, of the nodes that we registered."""
         self._online: frozenset[int] = frozenset()
@@ -174,10 +180,16 @@ class Supervisor:
         app = self._app()
         if app is None:
             return
-        # Flower takes only keys that the app's own config names.
+        # Flower takes only keys that the app's own config names, and an app that runs its own
+        # ServerApp keeps its defaults unless somebody set something else.
         wanted = {**self._told.run_config, "run": self._state.run}
-        known = {key: value for key, value in wanted.items() if key in app.run_config}
+        known = {
+            key: value
+            for key, value in wanted.items()
+            if key in app.run_config and (app.managed or key in self._told.keys_set)
+        }
         run_id = self._control.start_run(app.fab, known)
+        self._managed = app.managed
         self._state.submissions.append(run_id)
         self._state.status = "running"
         self._save()
@@ -202,6 +214,8 @@ class Supervisor:
             self._resubmit("the SuperLink lost it with its database")
             return
         if not status.finished:
+            if self._told.stop_request.exists() and not self._managed:
+                self._control.stop_run(self._state.submissions[-1])
             return
         if status.sub_status == "completed":
             stopped = self._told.stop_request.exists()
@@ -234,11 +248,13 @@ class Supervisor:
             contextlib.suppress(OnefedError, OSError),
             self._told.run_log.open("a", encoding="utf-8") as log,
         ):
+            reporter = report.Reporter(time.monotonic)
             for line in _lines(self._control.log_output(run_id)):
                 log.write(f"{line}\n")
                 log.flush()
                 if tell:
-                    self._emit(events.AppLog(line))
+                    for event in reporter.read(line):
+                        self._emit(event)
 
 
 def main(arguments: list[str]) -> int:

@@ -247,15 +247,14 @@ class Cloud:
         await asyncio.to_thread(state.end_processes, self._dir)
 
     def _announce(self) -> None:
-        variables = self._spec.context
         self._log.emit(
             events.FederationStart(
                 name=self._spec.name,
                 nodes=self._spec.nodes,
-                rounds=int(variables["FL_NUM_ROUNDS"]),
-                strategy=variables["FL_STRATEGY"],
+                rounds=self._spec.rounds,
+                strategy=self._spec.strategy,
                 app=self._spec.app,
-                seed=int(variables["FL_SEED"]),
+                seed=self._spec.seed,
                 directory=str(self._dir.folder),
             )
         )

@@ -28,6 +28,9 @@ NODES_MAX = 64
 DISK_FREE_BYTES = 128 * 2**20
 """Wanted before a start: about 2 MB a node, Flower's database and the recovery store."""
 
+ROUNDS_KEY = "num-server-rounds"
+"""What Flower's own templates call it."""
+
 Found = TypeVar("Found")
 
 
@@ -99,12 +102,21 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     assert resolved is not None
     assert packed is not None
     assert app is not None
+    variables = dict(resolved.variables)
+    rounds = int(variables["FL_NUM_ROUNDS"])
+    if not packed.managed and "FL_NUM_ROUNDS" not in resolved.asked:
+        # Its own ServerApp decides about rounds unless the user says something.
+        del variables["FL_NUM_ROUNDS"]
+        rounds = int(packed.run_config.get(ROUNDS_KEY, 0))
     spec = Spec(
         name=request.name or "",
         nodes=request.nodes,
         app=app.name,
         managed=packed.managed,
-        context=resolved.variables,
+        rounds=rounds,
+        strategy=variables["FL_STRATEGY"] if packed.managed else "the app's own",
+        seed=int(variables["FL_SEED"]),
+        context=variables,
         data=None if request.data is None else str(request.data.absolute()),
     )
     return Prepared(spec, packed, _notices(resolved, packed, request))
@@ -175,6 +187,8 @@ def start(
 @dataclass(frozen=True)
 class _Resolved:
     variables: Mapping[str, str]
+    asked: frozenset[str]
+    """Those variables that the user set; the others are what a laptop wants."""
     app_config: Mapping[str, context.ConfigValue]
     findings: tuple[context.Finding, ...]
 
@@ -208,6 +222,12 @@ def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
     if any(finding.severity.stops for finding in findings):
         raise context.ContextError(findings)
     everyone = str(request.nodes)
+    asked = {
+        name: found.text
+        for each in resolutions
+        for name, found in each.values.items()
+        if found.is_set
+    }
     variables = {
         "FL_NUM_ROUNDS": LAPTOP_ROUNDS,
         # All of them: then the same seed gives the same model.
@@ -218,10 +238,9 @@ def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
     }
     for name in ("FL_STRATEGY", "FL_SEED", "FL_USE_CASE"):
         variables[name] = context.VARIABLES[name].default
-    for each in resolutions:
-        variables |= {name: found.text for name, found in each.values.items() if found.is_set}
+    variables |= asked
     _check_laptop(variables, request)
-    return _Resolved(variables, given.app_config, findings)
+    return _Resolved(variables, frozenset(asked), given.app_config, findings)
 
 
 LAPTOP_ROUNDS = "5"
@@ -343,9 +362,8 @@ def _notices(resolved: _Resolved, packed: bundle.Bundle, request: Request) -> tu
             "This app runs its own ServerApp. To have onefed manage it (exact resume, rules, "
             'checkpoints), add to its pyproject.toml: [tool.onefed] initial-arrays = "module:f"'
         )
-        rounds_key = "num-server-rounds"
-        if request.rounds is not None and rounds_key not in packed.run_config:
-            notices.append(f"The app has no setting {rounds_key}: it decides itself about rounds.")
+        if request.rounds is not None and ROUNDS_KEY not in packed.run_config:
+            notices.append(f"The app has no setting {ROUNDS_KEY}: it decides itself about rounds.")
     return tuple(notices)
 
 

@@ -50,6 +50,10 @@ class Spec:
     """For people: the use case, or the app's name and version."""
     managed: bool
     """Whether the app runs under our ServerApp, and so can be resumed."""
+    rounds: int
+    """Wanted in all; 0 when the app alone knows."""
+    strategy: str
+    seed: int
     context: Mapping[str, str]
     """Context variables of all machines, by canonical name."""
     data: str | None = None

@@ -69,8 +69,7 @@ def make(
     directory: StateDir, spec: Spec, view: FederationView, *, error: str | None, seconds: float
 ) -> Summary:
     """From what the recovery store holds, and for the rest from the events."""
-    variables = spec.context
-    rounds_total = int(variables["FL_NUM_ROUNDS"])
+    rounds_total = spec.rounds if spec.managed else view.rounds_total or spec.rounds
     last = last_snapshot(directory) if spec.managed else None
     done = view.rounds_done if last is None else last.round_number
     record = last.history[-1] if last is not None and last.history else None
@@ -91,9 +90,9 @@ def make(
         failures=view.failures,
         seconds=round(seconds, 2),
         nodes=spec.nodes,
-        strategy=variables["FL_STRATEGY"],
+        strategy=spec.strategy,
         app=spec.app,
-        seed=int(variables["FL_SEED"]),
+        seed=spec.seed,
         topology="hub",
         directory=str(directory.folder),
         error=error or (view.details if status == "failed" else None),

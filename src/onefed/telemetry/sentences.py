@@ -72,7 +72,8 @@ def _sentence(event: ev.Event | ev.Unknown, of: str) -> str:
             )
         case ev.ClientFailure():
             who = f"node {event.node_id}" if event.client is None else f"client {event.client}"
-            return f"{who} failed in round {event.round}: {event.error_type}{_because(event.reason)}"
+            why = f"{event.error_type}{_because(event.reason)}"
+            return f"{who} failed in round {event.round}: {why}"
         case ev.TrainingStalled():
             return (
                 f"round {event.round}{of} waits since {_seconds(event.waiting_since_seconds)}: "

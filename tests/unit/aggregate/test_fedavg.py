@@ -84,6 +84,15 @@ def test_arrival_order_does_not_show_in_the_bits(
     assert mean(*shuffled).tobytes() == mean(*updates).tobytes()
 
 
+def test_order_would_show_in_float64_sums_without_the_order_of_clients() -> None:
+    rng = np.random.default_rng(7)
+    updates = [of(n + 1, rng.standard_normal(1000), "float64", str(n)) for n in range(12)]
+    products = [update.weight * update.arrays["w"] for update in updates]
+    assert sum(products).tobytes() != sum(reversed(products)).tobytes()
+    in_order = sum(products[1:], products[0]) / sum(update.weight for update in updates)
+    assert mean(*reversed(updates)).tobytes() == in_order.tobytes()
+
+
 @QUICK
 @given(updates_of(FLOATS))
 def test_floats_are_the_exact_mean_up_to_float64_sums_and_one_rounding(

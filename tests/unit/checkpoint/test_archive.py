@@ -115,6 +115,17 @@ def test_declared_shape_takes_no_memory() -> None:
         unpacked(repacked(["arr_0.npy"], npy(HUGE)), (entry,))
 
 
+def test_size_claimed_by_the_zip_directory_takes_no_memory() -> None:
+    stream, member = io.BytesIO(), npy(HUGE)
+    with zipfile.ZipFile(stream, "w") as target:
+        target.writestr("arr_0.npy", member)
+        (info,) = target.infolist()
+        info.file_size = info.compress_size = len(member) + 4 * 2**40
+    entry = archive.Entry("w", "float32", (2**40,), "0" * 64)
+    with pytest.raises(DamagedError, match="claims more bytes than it has"):
+        unpacked(stream.getvalue(), (entry,))
+
+
 def test_object_arrays_are_never_unpickled(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> Any:

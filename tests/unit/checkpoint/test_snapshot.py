@@ -84,11 +84,11 @@ def test_diverged_loss_survives(snapshot_of: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"run": 1}, "'run' is missing or not a str"),
+        ({"run": 1}, "'run' is missing or not of type str"),
         ({"round_number": -1}, "'round_number' is negative"),
-        ({"round_number": True}, "'round_number' is missing or not a int"),
-        ({"round_number": 1.0}, "'round_number' is missing or not a int"),
-        ({"history": {}}, "'history' is missing or not a list"),
+        ({"round_number": True}, "'round_number' is missing or not of type int"),
+        ({"round_number": 1.0}, "'round_number' is missing or not of type int"),
+        ({"history": {}}, "'history' is missing or not of type list"),
         ({"history": [None]}, "'contributors' is missing"),
         ({"versions": {"a": 1}}, "'a' is missing"),
         ({"arrays": [{}]}, "'shape' is missing"),
@@ -120,6 +120,15 @@ def test_a_changed_field_does_not_pass_the_digest(snapshot_of: Any) -> None:
 def test_other_documents_are_refused(document: object) -> None:
     with pytest.raises(DamagedError):
         snapshot.decode(PATH, document)
+
+
+def test_nesting_has_a_bound(snapshot_of: Any) -> None:
+    document = snapshot.encode(sidecar_of(snapshot_of(1)))
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(DamagedError, match="nested too deeply"):
+        snapshot.decode(PATH, {**document, "snapshot": {"run": deep}})
 
 
 def test_document_of_a_newer_program_is_no_damage(snapshot_of: Any) -> None:

@@ -1,0 +1,93 @@
+"""What a ServerApp that is not ours reports: Flower's own log lines, read as events.
+
+Flower's strategies print their progress and tell nobody else.
+The lines are those of flwr 1.41.0, ``serverapp/strategy/strategy.py`` and ``fedavg.py``; any other
+line is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from onefed.flower.payload import ACCURACY_KEYS, LOSS_KEYS
+from onefed.telemetry import events
+
+LINE_LENGTH_MAX = 4096
+"""Characters of a line that are read; an app may print anything."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LEVEL = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR)\s*:\s{2,}")
+_STRATEGY = re.compile(r"^Starting (\w+) strategy:")
+_ROUNDS = re.compile(r"Number of rounds: (\d+)$")
+_ROUND = re.compile(r"^\[ROUND (\d+)/(\d+)\]$")
+_SAMPLED = re.compile(r"^configure_train: Sampled (\d+) nodes")
+_RECEIVED = re.compile(r"^aggregate_train: Received (\d+) results and (\d+) failures")
+_METRICS = re.compile(r"MetricRecord: \{(.*)\}$")
+_METRIC = re.compile(r"'([\w-]+)': (-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf)|nan)\b")
+_FINISHED = re.compile(r"^Strategy execution finished in ([\d.]+)s")
+
+
+class Reporter:
+    """Turns the lines of one run into events, in order."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        """Monotonic seconds."""
+        self._strategy = "unknown"
+        self._round = 0
+        self._started = clock()
+        self._responded = 0
+        self._loss: float | None = None
+        self._accuracy: float | None = None
+
+    def read(self, line: str) -> list[events.Event]:
+        """The events in one line; the line itself is the last of them unless it is blank."""
+        text = _LEVEL.sub("", _COLOUR.sub("", line[:LINE_LENGTH_MAX])).strip()
+        return [*self._progress(text), *([events.AppLog(text)] if text else [])]
+
+    def _progress(self, text: str) -> list[events.Event]:
+        if found := _STRATEGY.match(text):
+            self._strategy = found[1]
+        elif found := _ROUNDS.search(text):
+            return [events.TrainingStart(self._strategy, int(found[1]), 0)]
+        elif found := _ROUND.match(text):
+            ended = self._end_round()
+            self._round = int(found[1])
+            return ended
+        elif found := _SAMPLED.match(text):
+            return [events.RoundStart(self._round, int(found[1]), self._strategy)]
+        elif found := _RECEIVED.match(text):
+            self._responded = int(found[1])
+            return self._failures(int(found[2]))
+        elif found := _METRICS.search(text):
+            self._note(dict(_METRIC.findall(found[1])))
+        elif found := _FINISHED.match(text):
+            loss, accuracy = self._loss, self._accuracy
+            ended = self._end_round()
+            end = events.TrainingEnd(self._round, loss, accuracy, float(found[1]))
+            return [*ended, end]
+        return []
+
+    def _failures(self, count: int) -> list[events.Event]:
+        failure = events.ClientFailure(self._round, "unknown", "not_told", reason="Flower's count")
+        return [failure] * min(count, 1000)
+
+    def _note(self, metrics: dict[str, str]) -> None:
+        """Keep what a line measured; a later one of the same round is the better one."""
+        for key in LOSS_KEYS:
+            if key in metrics:
+                self._loss = float(metrics[key])
+                break
+        for key in ACCURACY_KEYS:
+            if key in metrics:
+                self._accuracy = float(metrics[key])
+                break
+
+    def _end_round(self) -> list[events.Event]:
+        seconds, self._started = self._clock() - self._started, self._clock()
+        loss, accuracy, responded = self._loss, self._accuracy, self._responded
+        self._loss, self._accuracy, self._responded = None, None, 0
+        if self._round == 0:
+            return []
+        return [events.RoundEnd(self._round, responded, loss, accuracy, seconds)]
