@@ -165,7 +165,7 @@ def loopback_address(settings: SuperLinkSettings) -> str:
 
 
 def database(settings: SuperLinkSettings, paths: Paths) -> Path:
-    """``FL_DATABASE`` is relative to a container's ``/app``; ``state`` there is our state folder."""
+    """``FL_DATABASE`` is relative to a container's ``/app``; its ``state`` is our state folder."""
     return paths.state / settings.database.removeprefix("state/")
 
 

@@ -8,6 +8,7 @@ to the ServerApp with the list of nodes.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,8 @@ def node_name(key: str) -> str:
 
 def client_key(name: str, node_id: int) -> str:
     """The client key in a node's name; its node id when it was registered by somebody else."""
-    return name.removeprefix(_NAME_PREFIX) if name.startswith(_NAME_PREFIX) else str(node_id)
+    key = name.removeprefix(_NAME_PREFIX)
+    return key if key and key != name else str(node_id)
 
 
 def connected(grid: Grid) -> tuple[Client, ...]:
@@ -45,10 +47,10 @@ def connected(grid: Grid) -> tuple[Client, ...]:
     Then the node id tells them apart, so that neither takes the other's place.
     """
     found = [Client(client_key(node.name, node.node_id), node.node_id) for node in grid.get_nodes()]
-    keys = [client.key for client in found]
+    claims = Counter(client.key for client in found)
     return in_order(
         Client(f"{client.key}-{client.node_id}", client.node_id)
-        if keys.count(client.key) > 1
+        if claims[client.key] > 1
         else client
         for client in found
     )
@@ -65,7 +67,7 @@ def sample(
     """Choose the clients of a round; the same clients, seed and round give the same choice.
 
     Args:
-        clients: those connected, in any order.
+        clients: those connected, in any order, each once.
         fraction: of the clients, 0 to 1; rounded up.
         at_least: chosen even when the fraction is less, as far as there are so many.
 
@@ -73,7 +75,9 @@ def sample(
         The chosen, in client order, each once.
     """
     ordered = in_order(clients)
-    count = min(len(ordered), max(at_least, math.ceil(fraction * len(ordered))))
+    # Without the rounding, 0.1 of 30 clients would be 3.0000000000000004, and so 4.
+    share = math.ceil(round(fraction * len(ordered), 6))
+    count = min(len(ordered), max(at_least, share))
     if count == len(ordered):
         return ordered
     chosen = np.random.default_rng([seed, round_number]).choice(len(ordered), count, replace=False)

@@ -74,6 +74,8 @@ def exchange(
 ) -> Collected:
     """Send the messages and collect replies until all are in or the time is over.
 
+    The first reply to a message counts. What lies there at the deadline is still taken.
+
     Args:
         clock: monotonic seconds.
         on_reply: told of every reply as it arrives, for progress.
@@ -81,16 +83,18 @@ def exchange(
     started = clock()
     waiting: dict[str, Client] = {}
     failures: list[Failure] = []
-    for client, message_id in zip(
-        messages, grid.push_messages(list(messages.values())), strict=True
-    ):
+    message_ids = list(grid.push_messages(list(messages.values())))
+    # Flower answers with no ids at all when the messages are too large for one request.
+    message_ids += [""] * (len(messages) - len(message_ids))
+    for client, message_id in zip(messages, message_ids, strict=True):
         if message_id:
             waiting[message_id] = client
         else:
             failures.append(Failure(client, "not_sent", "the SuperLink did not take the message"))
     replies: list[Reply] = []
     pause_s = POLL_FIRST_S
-    while waiting and (waited_s := clock() - started) < timeout_s:
+    while waiting:
+        waited_s = clock() - started
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
             sender = waiting.pop(message.metadata.reply_to_message_id, None)
@@ -98,20 +102,29 @@ def exchange(
                 continue  # answers something else: not of this phase
             if message.has_error():
                 failures.append(_failure(sender, message.error.code, message.error.reason))
+            elif not message.has_content():
+                failures.append(Failure(sender, "malformed_reply", "neither content nor error"))
             else:
                 reply = Reply(sender, message.content, clock() - started)
                 replies.append(reply)
                 on_reply(reply)
+        if waited_s >= timeout_s:
+            break
         pause_s = POLL_FIRST_S if arrived else min(pause_s * POLL_GROWTH, POLL_MAX_S)
         if waiting:
-            sleep(min(pause_s, max(0.0, timeout_s - waited_s)))
+            sleep(min(pause_s, timeout_s - waited_s))
     failures += [
-        Failure(client, "timeout", f"no reply within {timeout_s:.0f} s")
+        Failure(client, "timeout", f"no reply within {timeout_s:g} s")
         for client in waiting.values()
     ]
     return Collected(tuple(replies), tuple(failures))
 
 
+def bounded(reason: str) -> str:
+    """What a client says about itself, on one line and cut."""
+    return " ".join(reason[: 2 * REASON_LENGTH_MAX].split())[:REASON_LENGTH_MAX]
+
+
 def _failure(client: Client, code: int, reason: str | None) -> Failure:
-    text = " ".join((reason or "no reason given").split())
-    return Failure(client, _ERROR_NAMES.get(code, f"code_{code}"), text[:REASON_LENGTH_MAX])
+    name = _ERROR_NAMES.get(code, f"code_{code}")
+    return Failure(client, name, bounded(reason or "no reason given"))

@@ -5,8 +5,8 @@ One round::
     wait for clients -> sample -> train on each -> check -> rule -> evaluate
                      -> recovery store -> operator's checkpoint -> round_end
 
-The order at the end is the promise: an event that says a round is done comes after the recovery
-store holds it, so a restart never trains an announced round again.
+The order at the end is the promise: every event that tells what came out of a round follows when
+the recovery store holds it, so a restart never trains an announced round again.
 Everything that is not Flower's grid is handed in, so that the same loop runs on real servers and
 on virtual clients in one process.
 """
@@ -41,7 +41,7 @@ REPEATS_MAX = 3
 
 SAVE_TRIES = 5
 SAVE_PAUSE_S = 2.0
-"""A recovery store that cannot be written is tried again for ten seconds."""
+"""Between two tries to write the recovery store; after the last one the run stops."""
 
 
 class QuorumError(OnefedError):
@@ -88,6 +88,8 @@ class World:
 
 @dataclass(frozen=True)
 class _Trained:
+    contributors: tuple[Client, ...]
+    """In client order, as are their updates."""
     updates: tuple[aggregate.Update, ...]
     failures: int
 
@@ -102,7 +104,7 @@ def run(plan: Plan, world: World, snapshot: Snapshot) -> Snapshot:
         The last committed round; it is in the recovery store.
 
     Raises:
-        QuorumError: a round found no quorum ``REPEATS_MAX`` times.
+        QuorumError: a round found no quorum, and neither did its ``REPEATS_MAX`` repetitions.
         StorageError: the recovery store cannot be written.
     """
     while snapshot.round_number < plan.rounds_total and not world.should_stop():
@@ -131,10 +133,10 @@ def first_snapshot(plan: Plan, rule: aggregate.Rule, model: Arrays) -> Snapshot:
 
 
 def _round(plan: Plan, world: World, before: Snapshot) -> Snapshot | None:
-    """Commit the round after ``before``; None when a stop was asked for while clients lacked."""
+    """Commit the round after ``before``; None when a stop was asked for before it had a quorum."""
     number = before.round_number + 1
     started = world.clock()
-    for attempt in range(REPEATS_MAX + 1):
+    for repeats_left in reversed(range(REPEATS_MAX + 1)):
         available = _wait_for_clients(plan, world, number)
         if available is None:
             return None
@@ -145,17 +147,12 @@ def _round(plan: Plan, world: World, before: Snapshot) -> Snapshot | None:
         trained = _train(plan, world, before.arrays, selected, number)
         responded, required = len(trained.updates), plan.min_fit_clients
         if responded >= required:
-            return _commit(plan, world, before, selected, trained, started)
-        world.emit(
-            events.RoundRepeated(
-                round=number,
-                reason=f"{responded} usable updates, {required} needed",
-                responded=responded,
-                required=required,
-            )
-        )
-        if attempt < REPEATS_MAX and world.should_stop():
+            return _commit(plan, world, before, trained, started)
+        if world.should_stop():
             return None
+        if repeats_left:
+            reason = f"{responded} usable updates, {required} needed"
+            world.emit(events.RoundRepeated(number, reason, responded, required))
     raise QuorumError(
         f"Round {number} found no quorum in {REPEATS_MAX + 1} tries: "
         f"{plan.min_fit_clients} usable updates are needed (FL_MIN_FIT_CLIENTS).",
@@ -213,25 +210,25 @@ def _train(
         ),
     ]
     _report(world, number, failures)
-    return _Trained(checked.accepted, len(failures))
+    contributors = tuple(by_key[update.client] for update in checked.accepted)
+    return _Trained(contributors, checked.accepted, len(failures))
 
 
 def _commit(
     plan: Plan,
     world: World,
     before: Snapshot,
-    selected: tuple[Client, ...],
     trained: _Trained,
     started: float,
 ) -> Snapshot:
     number = before.round_number + 1
     state, model = world.rule.step(before.rule_state, before.arrays, trained.updates, number)
-    score, failures = _evaluate(plan, world, model, selected, number)
+    score, failures = _evaluate(plan, world, model, trained.contributors, number)
     record = RoundRecord(
         round_number=number,
         loss=None if score is None else score.loss,
         accuracy=None if score is None else score.accuracy,
-        contributors=tuple(update.client for update in trained.updates),
+        contributors=tuple(client.key for client in trained.contributors),
         failures=trained.failures + failures,
         seconds=world.clock() - started,
         model_sha256=arrays.digest(model),
@@ -250,6 +247,8 @@ def _commit(
             round=number, model_sha256=record.model_sha256, size_bytes=arrays.nbytes(model)
         )
     )
+    if score is not None:
+        world.emit(events.EvaluationResult(number, score.loss, score.accuracy, score.num_examples))
     _export(plan, world, after)
     world.emit(
         events.RoundEnd(
@@ -278,36 +277,33 @@ def _save(world: World, snapshot: Snapshot) -> None:
 
 
 def _evaluate(
-    plan: Plan, world: World, model: Arrays, selected: tuple[Client, ...], number: int
+    plan: Plan, world: World, model: Arrays, contributors: tuple[Client, ...], number: int
 ) -> tuple[payload.Score | None, int]:
-    """Judge a model on the coordinator if the app can, else on the clients; and failures."""
+    """Judge a model on the coordinator if the app can, else on the clients; and failures.
+
+    A client that lost the round is not asked: waiting for it again would double the round.
+    """
     if world.evaluate is not None:
-        score: payload.Score | None = world.evaluate(model)
-        failures: list[Failure] = []
-    else:
-        record = payload.to_record(model)
-        collected = _exchange(
-            plan,
-            world,
-            {
-                client: payload.evaluate_message(
-                    client.node_id, record, round_number=number, seed=plan.seed
-                )
-                for client in selected
-            },
-            number,
-            "evaluate",
-        )
-        in_order = sorted(
-            collected.replies, key=lambda reply: aggregate.client_order(reply.client.key)
-        )
-        score, malformed = payload.read_score(in_order)
-        failures = [*collected.failures, *malformed]
-        _report(world, number, failures)
-        if len(in_order) - len(malformed) < plan.min_evaluate_clients:
-            score = None  # too few to speak for the model; the round stands
-    if score is not None:
-        world.emit(events.EvaluationResult(number, score.loss, score.accuracy, score.num_examples))
+        return world.evaluate(model), 0
+    record = payload.to_record(model)
+    collected = _exchange(
+        plan,
+        world,
+        {
+            client: payload.evaluate_message(
+                client.node_id, record, round_number=number, seed=plan.seed
+            )
+            for client in contributors
+        },
+        number,
+        "evaluate",
+    )
+    in_order = sorted(collected.replies, key=lambda reply: aggregate.client_order(reply.client.key))
+    score, malformed = payload.read_score(in_order)
+    failures = [*collected.failures, *malformed]
+    _report(world, number, failures)
+    if len(in_order) - len(malformed) < plan.min_evaluate_clients:
+        score = None  # too few to speak for the model; the round stands
     return score, len(failures)
 
 

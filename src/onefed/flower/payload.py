@@ -14,15 +14,17 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
-from onefed.aggregate import Update
+from onefed.aggregate import WEIGHT_MAX, Update
 from onefed.arrays import Arrays
-from onefed.flower.exchange import Failure, Reply
+from onefed.flower.exchange import Failure, Reply, bounded
 
 WEIGHT_KEY = "num-examples"
 
 LOSS_KEYS = ("loss", "eval_loss", "eval-loss", "val_loss", "test_loss")
 ACCURACY_KEYS = ("accuracy", "eval_acc", "eval-acc", "acc", "eval_accuracy", "test_accuracy")
-"""Names under which apps report what we show; the first that every client sent is used."""
+"""Names under which apps report what we show; the one that most clients of a round sent is used."""
+METRIC_MAX = 1e100
+"""Larger ones in absolute value, infinities and NaN count as not sent."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,21 @@ def read_update(reply: Reply) -> Update | Failure:
 
 
 def read_score(replies: Sequence[Reply]) -> tuple[Score | None, list[Failure]]:
-    """The mean of the clients' own evaluations, weighted by their examples, in client order."""
+    """The mean of the clients' own evaluations, weighted by their examples.
+
+    Args:
+        replies: in client order, in which the numbers are added up.
+
+    Returns:
+        None where no reply can be used; and the replies that cannot.
+    """
     usable: list[tuple[int, Mapping[str, Any]]] = []
     failures = []
     for reply in replies:
         examples = weight(reply)
-        if examples is None or examples < 1:
-            failures.append(_malformed(reply, f"no positive {WEIGHT_KEY!r} in its metrics"))
+        if examples is None or not 1 <= examples <= WEIGHT_MAX:
+            reason = f"no {WEIGHT_KEY!r} from 1 to {WEIGHT_MAX} in its metrics"
+            failures.append(_malformed(reply, reason))
         else:
             usable.append((examples, next(iter(reply.content.metric_records.values()))))
     if not usable:
@@ -98,7 +108,7 @@ def weight(reply: Reply) -> int | None:
     claimed = metrics[0].get(WEIGHT_KEY) if len(metrics) == 1 else None
     if isinstance(claimed, float) and claimed.is_integer():
         return int(claimed)
-    return claimed if isinstance(claimed, int) else None
+    return claimed if type(claimed) is int else None
 
 
 def _message(
@@ -110,13 +120,21 @@ def _message(
 
 
 def _mean(usable: Sequence[tuple[int, Mapping[str, Any]]], names: Sequence[str]) -> float | None:
-    for name in names:
-        values = [metrics.get(name) for _, metrics in usable]
-        if all(isinstance(value, int | float) for value in values):
-            total = sum(examples for examples, _ in usable)
-            return float(sum(examples * metrics[name] for examples, metrics in usable) / total)
-    return None
+    """Over the clients that sent a number; what one of them leaves out hides no other's."""
+    sent = {
+        name: [(examples, metrics[name]) for examples, metrics in usable if _sent(metrics, name)]
+        for name in names
+    }
+    most = max(sent.values(), key=len)
+    if not most:
+        return None
+    return float(sum(n * value for n, value in most) / sum(n for n, _ in most))
+
+
+def _sent(metrics: Mapping[str, Any], name: str) -> bool:
+    value = metrics.get(name)
+    return isinstance(value, int | float) and -METRIC_MAX <= value <= METRIC_MAX
 
 
 def _malformed(reply: Reply, reason: str) -> Failure:
-    return Failure(reply.client, "malformed_reply", reason[:300])
+    return Failure(reply.client, "malformed_reply", bounded(reason))

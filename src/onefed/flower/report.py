@@ -1,8 +1,8 @@
 """What a ServerApp that is not ours reports: Flower's own log lines, read as events.
 
 Flower's strategies print their progress and tell nobody else.
-The lines are those of flwr 1.41.0, ``serverapp/strategy/strategy.py`` and ``fedavg.py``; any other
-line is passed on as it is.
+The lines are those of flwr 1.41.0, ``serverapp/strategy/strategy.py`` and ``fedavg.py``; every line
+is passed on as well, without what would move a terminal's cursor.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from onefed.telemetry import events
 LINE_LENGTH_MAX = 4096
 """Characters of a line that are read; an app may print anything."""
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control sequences of a terminal, colours among them, and characters that are none to see."""
 _LEVEL = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR)\s*:\s{2,}")
 _STRATEGY = re.compile(r"^Starting (\w+) strategy:")
 _ROUNDS = re.compile(r"Number of rounds: (\d+)$")
 _ROUND = re.compile(r"^\[ROUND (\d+)/(\d+)\]$")
 _SAMPLED = re.compile(r"^configure_train: Sampled (\d+) nodes")
-_RECEIVED = re.compile(r"^aggregate_train: Received (\d+) results and (\d+) failures")
+_RECEIVED = re.compile(r"^aggregate_train: Received (\d+) results and \d+ failures")
+_ERROR = re.compile(r"^> Received error in reply from node (\d+): (.*)$")
 _METRICS = re.compile(r"MetricRecord: \{(.*)\}$")
 _METRIC = re.compile(r"'([\w-]+)': (-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf)|nan)\b")
-_FINISHED = re.compile(r"^Strategy execution finished in ([\d.]+)s")
+_FINISHED = re.compile(r"^Strategy execution finished in (\d+\.\d+)s")
 
 
 class Reporter:
@@ -43,7 +45,7 @@ class Reporter:
 
     def read(self, line: str) -> list[events.Event]:
         """The events in one line; the line itself is the last of them unless it is blank."""
-        text = _LEVEL.sub("", _COLOUR.sub("", line[:LINE_LENGTH_MAX])).strip()
+        text = _LEVEL.sub("", _CONTROL.sub("", line[:LINE_LENGTH_MAX])).strip()
         return [*self._progress(text), *([events.AppLog(text)] if text else [])]
 
     def _progress(self, text: str) -> list[events.Event]:
@@ -59,19 +61,15 @@ class Reporter:
             return [events.RoundStart(self._round, int(found[1]), self._strategy)]
         elif found := _RECEIVED.match(text):
             self._responded = int(found[1])
-            return self._failures(int(found[2]))
+        elif found := _ERROR.match(text):
+            return [events.ClientFailure(self._round, found[1], "error_reply", reason=found[2])]
         elif found := _METRICS.search(text):
             self._note(dict(_METRIC.findall(found[1])))
         elif found := _FINISHED.match(text):
             loss, accuracy = self._loss, self._accuracy
-            ended = self._end_round()
             end = events.TrainingEnd(self._round, loss, accuracy, float(found[1]))
-            return [*ended, end]
+            return [*self._end_round(), end]
         return []
-
-    def _failures(self, count: int) -> list[events.Event]:
-        failure = events.ClientFailure(self._round, "unknown", "not_told", reason="Flower's count")
-        return [failure] * min(count, 1000)
 
     def _note(self, metrics: dict[str, str]) -> None:
         """Keep what a line measured; a later one of the same round is the better one."""
@@ -85,9 +83,10 @@ class Reporter:
                 break
 
     def _end_round(self) -> list[events.Event]:
+        """The end of the round at hand, if there is one; it shows in the line that comes next."""
+        number, responded, loss, accuracy = self._round, self._responded, self._loss, self._accuracy
         seconds, self._started = self._clock() - self._started, self._clock()
-        loss, accuracy, responded = self._loss, self._accuracy, self._responded
-        self._loss, self._accuracy, self._responded = None, None, 0
-        if self._round == 0:
+        self._round, self._responded, self._loss, self._accuracy = 0, 0, None, None
+        if number == 0:
             return []
-        return [events.RoundEnd(self._round, responded, loss, accuracy, seconds)]
+        return [events.RoundEnd(number, responded, loss, accuracy, seconds)]

@@ -12,11 +12,14 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import re
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,14 +33,33 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 SUPERLINK = "superlink"
 
+FORMAT = 1
+"""Of ``federation.json``; raised with every change that an older program would misread."""
+
 END_WAIT_S = 3.0
-"""Between SIGTERM and SIGKILL when left-over processes are ended."""
+"""Between SIGTERM and SIGKILL when left-over processes are ended, and again after it."""
+
+END_POLL_S = 0.05
+
+END_PASSES_MAX = 3
+"""A process may be born while the others are ended; so they are looked for again."""
+
+HOLD_TRIES_MAX = 100
+"""Others who look at the lock hold it for microseconds."""
 
 
 class BadNameError(OnefedError):
     """Not a name for a federation."""
 
     exit_code = ExitCode.USAGE
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name!r} is not a name for a federation.",
+            hint="Use 1 to 63 lower-case letters, digits, dots, dashes and underscores, "
+            "a letter or digit first.",
+        )
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,7 @@ class Spec:
     """Context variables of all machines, by canonical name."""
     data: str | None = None
     """Folder with one folder of training files per node, or None."""
-    format: int = field(default=1)
+    format: int = field(default=FORMAT)
 
 
 @dataclass(frozen=True)
@@ -105,21 +127,19 @@ class StateDir:
 
         Raises:
             NotFoundError: the folder holds no federation.
+            StorageError: its file is damaged, or of a newer onefed.
         """
-        try:
-            document = json.loads(self.spec_file.read_text(encoding="utf-8"))
-            return Spec(**document)
-        except FileNotFoundError:
+        if not self.spec_file.exists():
             raise NotFoundError(
-                f"{self.folder} holds no federation.", hint="See the ones there are: onefed list."
-            ) from None
-        except (OSError, ValueError, TypeError) as error:
-            raise StorageError(
-                f"{self.spec_file} cannot be read: {error}",
-                hint="Start a federation of another name; this folder can be deleted.",
-            ) from error
+                f"{self.folder} holds no federation.", hint="See the ones there are: onefed list"
+            )
+        try:
+            return _spec(files.read_json(self.spec_file))
+        except ValueError as error:
+            raise files.DamagedError(self.spec_file, str(error)) from error
 
     def write_spec(self, spec: Spec) -> None:
+        """Make this what the federation was asked to be."""
         files.write_bytes(self.spec_file, json.dumps(asdict(spec), indent=1).encode())
 
 
@@ -129,11 +149,18 @@ def supernodes(count: int) -> tuple[str, ...]:
 
 
 def home(environ: Mapping[str, str]) -> Path:
-    """Where federations lie: ``ONEFED_HOME``, else ``onefed`` in the user's state folder (XDG)."""
-    if environ.get("ONEFED_HOME"):
-        return Path(environ["ONEFED_HOME"]).expanduser().absolute()
-    base = environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path("~/.local/state").expanduser()) / "onefed"
+    """Where federations lie: ``ONEFED_HOME``, else ``onefed`` in the user's state folder (XDG).
+
+    Raises:
+        StorageError: neither is set and the user has no home folder.
+    """
+    given = environ.get("ONEFED_HOME", "")
+    if given:
+        return _expanded(given, environ).absolute()
+    base = environ.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):  # a relative one is to be ignored, says the specification
+        base = "~/.local/state"
+    return _expanded(base, environ) / "onefed"
 
 
 def check_name(name: str) -> str:
@@ -143,10 +170,7 @@ def check_name(name: str) -> str:
         BadNameError: it is not.
     """
     if not NAME.fullmatch(name):
-        raise BadNameError(
-            f"{name!r} is not a name for a federation.",
-            hint="Use lower-case letters, digits, dot, dash and underscore; 63 at most.",
-        )
+        raise BadNameError(name)
     return name
 
 
@@ -158,8 +182,41 @@ def free_name(base: Path) -> str:
     return f"fed-{number}"
 
 
+def require_free(base: Path, name: str, folder: Path | None, *, replace: bool = False) -> None:
+    """Whether ``claim`` would find name and folder free; nothing is changed.
+
+    Args:
+        replace: a federation that is in this place may be discarded.
+
+    Raises:
+        InUseError: the name or the folder is taken.
+    """
+    place, named = _place(base, name, folder), _real(base / name)
+    if named.folder != place.folder and named.spec_file.exists():
+        raise InUseError(
+            f"The name {name!r} belongs to the federation in {named.folder}.",
+            hint=f"Give another --name, or discard that federation: onefed down {name} --purge",
+        )
+    if place.spec_file.exists():
+        _require_replaceable(place, name, replace=replace)
+    elif place.folder.is_dir():
+        if place.folder.stat().st_uid != os.geteuid():
+            raise InUseError(
+                f"{place.folder} belongs to another user.", hint="Give another folder as --dir."
+            )
+        if any(place.folder.iterdir()):
+            raise InUseError(
+                f"{place.folder} is not empty and holds no federation of ours.",
+                hint="Give an empty or a new folder as --dir, or another --name.",
+            )
+    elif os.path.lexists(place.folder):
+        raise InUseError(f"{place.folder} is not a folder.", hint="Give another folder as --dir.")
+
+
 def claim(base: Path, name: str, folder: Path | None) -> StateDir:
     """A new, empty state directory of that name.
+
+    Of two that claim the same place at the same time, one gets it.
 
     Args:
         folder: where to put it; None: below ``base``. A link below ``base`` leads to it.
@@ -168,58 +225,68 @@ def claim(base: Path, name: str, folder: Path | None) -> StateDir:
         InUseError: the name or the folder is taken.
         StorageError: the folder cannot be made.
     """
+    require_free(base, name, folder)
     link = base / name
-    place = link if folder is None else folder.absolute()
-    if StateDir(place).spec_file.exists() or (folder is None and os.path.lexists(place)):
+    files.make_folder(base, mode=0o700)
+    if link.is_symlink() and not _real(link).spec_file.exists():
+        link.unlink()  # its federation was deleted by hand
+    place = _place(base, name, folder)
+    files.make_folder(place.folder, mode=0o700)
+    try:
+        os.close(os.open(place.lock_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
         raise InUseError(
-            f"{place} holds the federation {_name_in(place, name)!r} already.",
-            hint=f"Continue it with: onefed resume {name}; "
-            "or give another --name or --dir; or discard it with --replace.",
-        )
-    if folder is not None and os.path.lexists(link) and link.resolve() != place.resolve():
-        raise InUseError(
-            f"The name {name!r} belongs to the federation in {link.resolve()}.",
-            hint="Give another --name, or discard that federation with: "
-            f"onefed down {name} --purge.",
-        )
-    if place.is_dir() and any(place.iterdir()):
-        raise InUseError(
-            f"{place} is not empty and holds no federation of ours.",
-            hint="Give an empty or a new folder as --dir.",
-        )
-    files.make_folder(place, mode=0o700)
-    if folder is not None and not os.path.lexists(link):
-        files.make_folder(base, mode=0o700)
-        link.symlink_to(place)
-    return StateDir(place)
+            f"Another federation is being made in {place.folder}.",
+            hint="Give another --name or --dir.",
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"{place.folder} cannot be written to: {error.strerror}.",
+            hint="Give another folder with --dir.",
+        ) from error
+    if _real(link) != place:
+        try:
+            link.symlink_to(place.folder)
+        except OSError as error:
+            place.lock_file.unlink(missing_ok=True)
+            raise InUseError(
+                f"The name {name!r} cannot be given to {place.folder}: {error.strerror}.",
+                hint="Give another --name.",
+            ) from error
+    return place
 
 
 def find(base: Path, name: str | None) -> StateDir:
-    """The federation of that name; without a name, the only one that runs, else the newest.
+    """The federation of that name; without a name, the newest of those that run, else of all.
 
     Raises:
         NotFoundError: there is none.
     """
     if name is not None:
-        check_name(name)
-        found = StateDir((base / name).resolve())
-        found.read_spec()
+        found = _real(base / check_name(name))
+        if not found.spec_file.exists():
+            raise NotFoundError(
+                f"There is no federation {name!r}.", hint="See the ones there are: onefed list"
+            )
         return found
     every = all_of(base)
-    running = [each for each in every if owner(each) is not None]
-    if running:
-        every = running
+    every = running(every) or every
     if not every:
-        raise NotFoundError("There is no federation yet.", hint="Start one with: onefed up.")
-    return max(every, key=lambda each: each.spec_file.stat().st_mtime)
+        raise NotFoundError("There is no federation yet.", hint="Start one with: onefed up")
+    return max(every, key=_written_at)
 
 
 def all_of(base: Path) -> list[StateDir]:
     """Every federation below ``base``, by name."""
     if not base.is_dir():
         return []
-    found = [StateDir(entry.resolve()) for entry in sorted(base.iterdir())]
+    found = [_real(entry) for entry in sorted(base.iterdir())]
     return [each for each in found if each.spec_file.exists()]
+
+
+def running(states: Iterable[StateDir]) -> list[StateDir]:
+    """Those whose cloud lives."""
+    return [each for each in states if owner(each) is not None]
 
 
 @contextlib.contextmanager
@@ -228,16 +295,21 @@ def hold(state: StateDir) -> Iterator[None]:
 
     Raises:
         InUseError: another process owns it.
+        StorageError: the folder is gone, or not ours.
     """
-    descriptor = os.open(state.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        descriptor = os.open(state.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"{state.lock_file} cannot be opened: {error.strerror}.",
+            hint="Look at the owner of that folder.",
+        ) from error
+    try:
+        if not _lock(descriptor):
             raise InUseError(
                 f"{state.folder} is in use: its federation is running.",
-                hint="Look at it with: onefed status; stop it with: onefed down.",
-            ) from None
+                hint="Look at it with: onefed status; stop it with: onefed down",
+            )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield
@@ -246,48 +318,181 @@ def hold(state: StateDir) -> Iterator[None]:
 
 
 def owner(state: StateDir) -> int | None:
-    """Process id of the cloud that owns the federation, or None when nobody does."""
+    """Process id of the cloud that owns the federation, or None when nobody does.
+
+    0 while its id is not written yet. An earlier owner's id may still be there at that moment, so
+    nobody is signalled by this number alone: see ``signal_owner``.
+    """
     try:
-        descriptor = os.open(state.lock_file, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(state.lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Shared: two that look at the same time do not take each other for the owner.
+        if _try_lock(descriptor, fcntl.LOCK_SH):
+            return None
         text = os.read(descriptor, 32)
         return int(text) if text.isdigit() else 0
-    else:
-        return None
     finally:
         os.close(descriptor)
 
 
+def signal_owner(state: StateDir, number: signal.Signals) -> bool:
+    """Send the cloud a signal; False when there is none, or none that is surely ours."""
+    pid = owner(state)
+    if not pid:
+        return False
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if _carries(process, state):
+            process.send_signal(number)
+            return True
+    return False
+
+
 def processes(state: StateDir) -> list[psutil.Process]:
-    """Every process that carries this state directory in its environment, but for our own."""
-    wanted, mine = str(state.folder), os.getpid()
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != mine and process.environ().get(STATE_VARIABLE) == wanted:
-                found.append(process)
-    return found
+    """Every process that carries this state directory in its environment.
+
+    Left out are our own process and those above it, such as a shell that has the variable set.
+    """
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    return [
+        process
+        for process in psutil.process_iter()
+        if process.pid not in mine and _carries(process, state)
+    ]
 
 
 def end_processes(state: StateDir) -> int:
     """End what is left of a federation whose cloud is gone; returns how many there were."""
-    left = processes(state)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(left, timeout=END_WAIT_S)
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=END_WAIT_S)
-    return len(left)
+    ended = 0
+    for _ in range(END_PASSES_MAX):
+        left = processes(state)
+        if not left:
+            break
+        ended += len(left)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(number)
+            left = _wait(left)
+    return ended
 
 
-def _name_in(place: Path, fallback: str) -> str:
-    with contextlib.suppress(OnefedError):
-        return StateDir(place.resolve()).read_spec().name
-    return fallback
+def _wait(left: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that live on after END_WAIT_S; one that nobody reaps is as good as gone."""
+    limit = time.monotonic() + END_WAIT_S
+    while (left := [each for each in left if _lives(each)]) and time.monotonic() < limit:
+        time.sleep(END_POLL_S)
+    return left
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _carries(process: psutil.Process, state: StateDir) -> bool:
+    """Whether a process belongs to this federation."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ().get(STATE_VARIABLE) == str(state.folder)
+    return False
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock for good. Those who only look at it, for a moment, are no reason to fail."""
+    for _ in range(HOLD_TRIES_MAX):
+        if _try_lock(descriptor, fcntl.LOCK_EX):
+            return True
+        if not _try_lock(descriptor, fcntl.LOCK_SH):
+            return False
+    return False
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _place(base: Path, name: str, folder: Path | None) -> StateDir:
+    return _real(base / name if folder is None else folder)
+
+
+def _real(folder: Path) -> StateDir:
+    """The folder without links on the way: it is compared with what processes carry."""
+    return StateDir(Path(os.path.realpath(folder)))
+
+
+def _require_replaceable(place: StateDir, name: str, *, replace: bool) -> None:
+    if not replace:
+        with contextlib.suppress(OnefedError):
+            name = place.read_spec().name
+        raise InUseError(
+            f"{place.folder} holds the federation {name!r} already.",
+            hint=f"Continue it: onefed resume {name}; "
+            "or give another --name or --dir; or discard it with --replace.",
+        )
+    if owner(place) is not None:
+        raise InUseError(
+            f"The federation in {place.folder} is running and cannot be replaced.",
+            hint=f"Stop it first: onefed down {name}",
+        )
+
+
+def _written_at(state: StateDir) -> float:
+    try:
+        return state.spec_file.stat().st_mtime
+    except OSError:  # deleted meanwhile
+        return 0.0
+
+
+def _expanded(text: str, environ: Mapping[str, str]) -> Path:
+    """The path, with ``~/`` replaced by the home folder."""
+    if text != "~" and not text.startswith("~/"):
+        return Path(text)
+    user_home = environ.get("HOME")
+    if not user_home:
+        try:
+            user_home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            raise StorageError(
+                f"User {os.getuid()} has no home folder to keep federations in.",
+                hint="Name a folder for them in ONEFED_HOME.",
+            ) from None
+    return Path(user_home, text.removeprefix("~").removeprefix("/"))
+
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "name": str,
+    "nodes": int,
+    "app": str,
+    "managed": bool,
+    "rounds": int,
+    "strategy": str,
+    "seed": int,
+    "context": dict,
+    "data": (str, type(None)),
+    "format": int,
+}
+
+
+def _spec(document: Any) -> Spec:
+    """Read what ``write_spec`` wrote; ``ValueError`` with a reason for anything else."""
+    if not isinstance(document, dict):
+        raise ValueError("it is not a federation's")
+    found = document.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise ValueError(f"it has format {found} of a newer onefed, and this one reads {FORMAT}")
+    if document.keys() != _KINDS.keys():
+        wrong = sorted(document.keys() ^ _KINDS.keys())
+        raise ValueError(f"it has other fields than a federation's: {', '.join(wrong)}")
+    for name, kind in _KINDS.items():
+        if not isinstance(document[name], kind):
+            raise ValueError(f"its {name} is of a wrong type")
+    if not all(isinstance(text, str) for text in document["context"].values()):
+        raise ValueError("its context holds values that are not text")
+    return Spec(**document)

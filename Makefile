@@ -1,0 +1,51 @@
+# onefed: the verbs of this repository. Every one sets up what it needs; `make help` lists them.
+
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Workers of the test run: federations are real processes, and two at a time fill two cores.
+JOBS ?= 2
+
+.PHONY: help setup demo test lint fmt docs bench pin clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+# The stamp is newer than what it was made from, so a second run does nothing.
+$(VENV)/.ready: pyproject.toml constraints.txt scripts/setup
+	@scripts/setup '$(PYTHON)' '$(VENV)'
+
+setup: $(VENV)/.ready ## make the virtual environment in .venv, with pinned dependencies
+
+demo: setup ## train a federation of real Flower processes on this machine, about a minute
+	$(BIN)/onefed up --name demo --replace --nodes 3 --rounds 5 --summary build/demo-summary.json
+
+test: setup ## run all tests, real federations included
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+lint: setup ## check style, types, the map of imports, and spelling
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+fmt: setup ## format the sources
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+docs: setup ## write the generated pages anew
+	$(BIN)/python -m onefed.context.reference > docs/context.md
+	$(BIN)/python -m onefed.cli.reference > docs/commands.md
+	$(BIN)/python -m onefed.appliance.reference > docs/boot.md
+
+bench: setup ## measure, beside stock Flower in the same run
+	$(BIN)/python bench/hub.py
+
+pin: setup ## write the versions that are installed now to constraints.txt
+	scripts/pin $(BIN)/python
+
+clean: ## remove the environment and everything that was built
+	rm -rf '$(VENV)' build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,96 @@
+"""docs/boot.md, made from the steps.
+
+``python -m onefed.appliance.reference > docs/boot.md`` writes it; a test fails when it is stale.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from onefed.appliance import discovery, process, superlink, supernode
+from onefed.appliance.steps import Step
+
+INTRODUCTION = """\
+<!-- Made by: python -m onefed.appliance.reference > docs/boot.md -->
+
+# How a machine boots
+
+A machine of a federation, a virtual one or a group of processes on a laptop, boots in fixed steps.
+The ids are those of the appliance design: `SL` for the SuperLink's machine, `SN` for a node's.
+Every step looks at what is there and brings it to what should be there.
+So a second boot changes nothing, and a boot that was cut off anywhere is completed by the next.
+
+`configure` steps read the context and prepare files.
+`bootstrap` steps start programs, wait for their health and publish.
+`platform` steps are the cloud's own.
+A laptop has no Docker and no systemd: the steps about them say "skipped" there, and why.
+The outcome of every step is in `opt/flower/config/boot-status.json` below the machine's root.
+"""
+
+AFTERWARDS = f"""\
+## OneGate
+
+One attribute per request, since several in one request are stored as one value.
+Nothing whose name ends in `READY` is `YES` before the machine is healthy: the platform takes any
+such attribute for the signal that opens its deployment gate.
+
+| Attribute | Published by | Value |
+|---|---|---|
+| `FL_ROLE` | both | `superlink` or `supernode` |
+| `FL_VERSION` | both | version of Flower that runs |
+| `FL_ENDPOINT` | superlink | `host:port` of the Fleet API |
+| `FL_TLS` | superlink | `YES` or `NO` |
+| `FL_CA_CERT` | superlink | its CA certificate, base64 in one line |
+| `FL_READY` | superlink | `YES` last of all, `NO` when the boot failed |
+| `FL_ERROR` | superlink | why the boot failed: a short code |
+| `FL_NODE_KEY` | supernode | its public key, base64 in one line (ours) |
+| `FL_PARTITION` | supernode | number of the partition that it trains (ours) |
+| `FL_NODE_REGISTERED` | the superlink, on the node | fingerprint of the registered key (ours) |
+| `FL_NODE_ID` | supernode | its VM id |
+| `FL_GPU_AVAILABLE` | supernode | `NO`: GPUs are not used yet |
+| `FL_NODE_READY` | supernode | `YES` once it runs, `NO` when the boot failed |
+| `READY` | the guest agent | `YES` once the boot is through |
+
+## Discovery
+
+A node with `FL_SUPERLINK_ADDRESS` uses it; every other one asks OneGate.
+It takes the superlink that says `FL_READY=YES`, and asks again every \
+{discovery.STANDARD_WAIT_S:.0f} s, {discovery.STANDARD_TRIES} times at most.
+Its partition is its place among the nodes of its role, unless `FL_NODE_CONFIG` says otherwise.
+The platform removes the oldest nodes first when it scales down, so a later node may be given a
+partition that was another's.
+
+## Programs
+
+Programs run until the machine stops: one that dies is started again after \
+{process.RESTART_DELAY_S:.0f} s, at most {process.RESTART_DELAY_MAX_S:.0f} s.
+One that dies {process.EARLY_DEATHS_MAX} times in a row within {process.EARLY_DEATH_S:.0f} s of \
+its start is given up, and the machine with it.
+A program sees only the environment that the machine makes for it.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join(
+        (
+            INTRODUCTION,
+            "## The SuperLink's machine\n",
+            _table(superlink.STEPS),
+            "## A node's machine\n",
+            _table(supernode.STEPS),
+            AFTERWARDS,
+        )
+    )
+
+
+def _table(steps: Sequence[Step[Any]]) -> str:
+    rows = [f"| {step.id} | {step.name} | {step.stage.value} | {step.effect} |" for step in steps]
+    head = ["| Step | Name | Stage | Brings about |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -1,0 +1,331 @@
+"""A cloud, a clock and a disk for one machine: its boot meets a real OneGate and programs that
+answer as Flower's do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onefed import context
+from onefed.appliance import machine, steps, superlink, supernode
+from onefed.appliance.paths import Paths
+from onefed.appliance.process import Program
+from onefed.local.onegate import OneGateServer
+from onefed.local.service import ServiceModel, VmRecord
+from onefed.opennebula import onegate
+from onefed.tls import node_keys
+
+ADDRESS = "127.0.0.1"
+PROGRAMS_WITH_HEALTH = ("superlink", "supernode")
+
+
+class RecordingModel(ServiceModel):
+    """A service that also remembers in which order its machines published."""
+
+    def __init__(self) -> None:
+        super().__init__("6", "fed-1")
+        self.published: list[tuple[str, str, str]] = []
+        """Machine, name, value."""
+
+    def update_attributes(self, vm_id: str, attributes: Mapping[str, str]) -> None:
+        self.published += [(vm_id, name, value) for name, value in attributes.items()]
+        super().update_attributes(vm_id, attributes)
+
+
+class Cloud:
+    """One service with its OneGate on loopback."""
+
+    def __init__(self, model: RecordingModel, endpoint: str) -> None:
+        self.model = model
+        self.endpoint = endpoint
+        for role in context.Role:
+            model.add_role(role.value, 1)
+
+    def add(self, role: str, **attributes: str) -> VmRecord:
+        """A new machine which has published these attributes."""
+        vm = self.model.add_vm(role, f"{role}_(service_6)", ADDRESS, {}, attributes)
+        return self.model.snapshot().vms[vm.vm_id]
+
+    def gate(self, vm: VmRecord, **changed: str) -> onegate.OneGate:
+        """OneGate as that machine sees it."""
+        token = changed.get("token", vm.token)
+        return onegate.OneGate(self.endpoint, token, vm.vm_id)
+
+    def published(self, vm: VmRecord) -> list[tuple[str, str]]:
+        """Name and value of what the machine published, or was told, in order."""
+        return [(name, value) for vm_id, name, value in self.model.published if vm_id == vm.vm_id]
+
+    def attributes(self, vm: VmRecord) -> Mapping[str, str]:
+        return self.model.attributes(vm.vm_id)
+
+
+class Time:
+    """A clock that moves while somebody sleeps, and only then."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.slept: list[float] = []
+        self._plans: list[Callable[[], None]] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+        for plan in self._plans:
+            plan()
+
+    def after_every_sleep(self, plan: Callable[[], None]) -> None:
+        """What others do meanwhile."""
+        self._plans.append(plan)
+
+
+class FakeFlower:
+    """Programs that answer ``GET /health`` where their command line says, and do nothing else.
+
+    With TLS they use the certificate and key that they are told to use.
+    """
+
+    def __init__(self) -> None:
+        self.healthy = True
+        """While False, they answer 503."""
+        self._servers: dict[str, http.server.HTTPServer] = {}
+
+    def start(self, program: Program) -> None:
+        if program.name not in PROGRAMS_WITH_HEALTH:
+            return
+        flags = dict(zip(program.argv, program.argv[1:], strict=False))
+        fake = self
+
+        class Health(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                known = self.path == "/health"
+                self.send_response(200 if known and fake.healthy else 503 if known else 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        server = http.server.HTTPServer((flags["--host"], int(flags["--port"])), Health)
+        if "--insecure" not in program.argv:
+            tls = None
+            if "--ssl-certfile" in flags:
+                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                tls.load_cert_chain(flags["--ssl-certfile"], flags["--ssl-keyfile"])
+            if tls is not None:
+                server.socket = tls.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self._servers[program.name] = server
+
+    def stop(self) -> None:
+        for server in self._servers.values():
+            server.shutdown()
+            server.server_close()
+        self._servers.clear()
+
+
+@dataclass
+class Computer:
+    """The disk of one machine, and what happened on it; boots as often as it is told to."""
+
+    role: context.Role
+    vm: VmRecord
+    gate: onegate.OneGate | None
+    gate_endpoint: str | None
+    paths: Paths
+    time: Time
+    flower: FakeFlower
+    variables: dict[str, str]
+    """The context."""
+    inherited: dict[str, str] = field(default_factory=dict)
+    started: list[Program] = field(default_factory=list)
+    """Every start of a program."""
+    running: set[str] = field(default_factory=set)
+    given_up: set[str] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> tuple[steps.Step[Any], ...]:
+        return superlink.STEPS if self.role is context.Role.SUPERLINK else supernode.STEPS
+
+    @property
+    def names_started(self) -> list[str]:
+        return [program.name for program in self.started]
+
+    def edge(self) -> machine.Edge:
+        return machine.Edge(
+            gate=self.gate,
+            gate_endpoint=self.gate_endpoint,
+            vm_id=self.vm.vm_id,
+            paths=self.paths,
+            inherited=self.inherited,
+            state_folder=self.paths.root,
+            events=self.paths.root / "events.jsonl",
+            start=self._start,
+            running=self.running.__contains__,
+            given_up=self.given_up.__contains__,
+            clock=self.time,
+            now=lambda: datetime.now(UTC),
+            sleep=self.time.sleep,
+            warn=self.warnings.append,
+            facts={**machine.read_facts(self.paths), "address": ADDRESS},
+        )
+
+    def resolution(self) -> context.Resolution:
+        lines = "".join(f"{name}='{value}'\n" for name, value in self.variables.items())
+        given = context.parse_context_file(lines.encode())
+        return context.resolve(self.role, context_file=given)
+
+    def subject(self) -> superlink.SuperLink | supernode.SuperNode:
+        kind = (
+            superlink.SuperLink if self.role is context.Role.SUPERLINK else supernode.SuperNode
+        )
+        return kind(self.edge(), self.resolution())
+
+    def boot(
+        self, wanted: Sequence[steps.Step[Any]] | None = None, *, cut_after: str | None = None
+    ) -> dict[str, steps.Report]:
+        """Boot; the power fails after the step ``cut_after``. Gives the reports by step."""
+        reports: dict[str, steps.Report] = {}
+
+        def on_report(report: steps.Report) -> None:
+            reports[report.id] = report
+            if report.id == cut_after:
+                raise PowerCutError
+
+        machine.make_folder(self.paths.config, 0o750)
+        with contextlib.suppress(PowerCutError):
+            steps.apply(
+                self.steps if wanted is None else wanted,
+                self.subject(),
+                status_file=self.paths.status,
+                clock=self.time,
+                on_report=on_report,
+            )
+        return reports
+
+    def power_off(self) -> None:
+        self.flower.stop()
+        self.running.clear()
+
+    def files(self) -> dict[str, tuple[str, int, int]]:
+        """Digest, mode and time of change of every file, but for the account of the last boot."""
+        return {
+            str(path.relative_to(self.paths.root)): (
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_mode & 0o777,
+                path.stat().st_mtime_ns,
+            )
+            for path in sorted(self.paths.root.rglob("*"))
+            if path.is_file() and path != self.paths.status
+        }
+
+    def _start(self, program: Program) -> None:
+        self.started.append(program)
+        self.running.add(program.name)
+        self.flower.start(program)
+
+
+class PowerCutError(Exception):
+    """The machine loses its power."""
+
+
+class Coordinator:
+    """What the supervisor of a coordinator does for a new node: reads its key, says it is known."""
+
+    def __init__(self, cloud: Cloud, vm: VmRecord) -> None:
+        self._cloud = cloud
+        self._vm = vm
+
+    def register(self) -> None:
+        """Register the key of the one supernode, if it has published one."""
+        attributes = self._cloud.attributes(self._vm)
+        if "FL_NODE_KEY" not in attributes:
+            return
+        known = node_keys.fingerprint(node_keys.decode_published(attributes["FL_NODE_KEY"]))
+        if attributes.get("FL_NODE_REGISTERED") != known:
+            self._cloud.model.update_attributes(self._vm.vm_id, {"FL_NODE_REGISTERED": known})
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    model = RecordingModel()
+    with OneGateServer(model) as endpoint:
+        yield Cloud(model, endpoint)
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def flower() -> Iterator[FakeFlower]:
+    fake = FakeFlower()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """No help from the umask: modes must come from the program."""
+    import os  # noqa: PLC0415
+
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def coordinator(cloud: Cloud, time: Time, flower: FakeFlower, tmp_path: Path) -> Iterator[Computer]:
+    """A SuperLink's machine that has never booted."""
+    yield from _computer(
+        context.Role.SUPERLINK,
+        cloud,
+        time,
+        flower,
+        tmp_path,
+        {"FL_FLEET_API_ADDRESS": f"{ADDRESS}:{machine.free_port()}"},
+    )
+
+
+@pytest.fixture
+def node(cloud: Cloud, time: Time, flower: FakeFlower, tmp_path: Path) -> Iterator[Computer]:
+    """A SuperNode's machine that has never booted."""
+    yield from _computer(context.Role.SUPERNODE, cloud, time, flower, tmp_path, {})
+
+
+@pytest.fixture
+def supervisor(cloud: Cloud, node: Computer, time: Time) -> Coordinator:
+    """Registers the node's key while the node waits for it."""
+    registrar = Coordinator(cloud, node.vm)
+    time.after_every_sleep(registrar.register)
+    return registrar
+
+
+def _computer(
+    role: context.Role,
+    cloud: Cloud,
+    time: Time,
+    flower: FakeFlower,
+    folder: Path,
+    variables: dict[str, str],
+) -> Iterator[Computer]:
+    vm = cloud.add(role.value)
+    paths = Paths(folder / "root")
+    paths.root.mkdir(mode=0o700)
+    gate = cloud.gate(vm)
+    yield Computer(role, vm, gate, cloud.endpoint, paths, time, flower, variables)
+    gate.close()
