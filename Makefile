@@ -19,6 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/setup
 setup: $(VENV)/.ready ## make the virtual environment in .venv, with pinned dependencies
 
 demo: setup ## train a federation of real Flower processes on this machine, about a minute
+	@mkdir -p build
 	$(BIN)/onefed up --name demo --replace --nodes 3 --rounds 5 --summary build/demo-summary.json
 
 test: setup ## run all tests, real federations included

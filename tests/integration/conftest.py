@@ -104,9 +104,9 @@ class Home:
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
-        for name in os.listdir(self.folder):
+        for entry in self.folder.iterdir():
             subprocess.run(
-                [ONEFED, "down", name, "--now"],
+                [ONEFED, "down", entry.name, "--now"],
                 env=self.environment,
                 capture_output=True,
                 timeout=LIMIT_S,

@@ -25,7 +25,11 @@ EDGE_WAIT_FIRST_S = 10.0
 SUPERLINK_ROLE = "superlink"
 SUPERNODE_ROLE = "supernode"
 
-_ENDPOINT = re.compile(r"[A-Za-z0-9._-]{1,253}:[0-9]{1,5}")
+_ENDPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}:[0-9]{1,5}")
+"""A letter or digit first: what begins with a dash would be a flag to the program that gets it."""
+
+SHOWN_CHARS_MAX = 80
+"""Of an endpoint that is refused."""
 
 
 class DiscoveryError(OnefedError):
@@ -123,13 +127,16 @@ def _look(gate: onegate.OneGate) -> SuperLink | str:
     ]
     if not candidates:
         return "the service has no superlink yet"
+    finding = "the superlink is not ready yet"
     for vm_id in candidates:
         attributes = gate.vm_by_id(vm_id).attributes
         if attributes.get("FL_READY") != "YES":
             continue
         endpoint = attributes.get("FL_ENDPOINT", "")
         if not is_endpoint(endpoint):
-            return f"machine {vm_id} published an endpoint that is not host:port: {endpoint[:80]!r}"
+            shown = repr(endpoint[:SHOWN_CHARS_MAX])
+            finding = f"machine {vm_id} published an endpoint that is not host:port: {shown}"
+            continue
         published_tls = attributes.get("FL_TLS")
         return SuperLink(
             endpoint=endpoint,
@@ -137,4 +144,4 @@ def _look(gate: onegate.OneGate) -> SuperLink | str:
             ca_certificate=attributes.get("FL_CA_CERT"),
             version=attributes.get("FL_VERSION"),
         )
-    return "the superlink is not ready yet"
+    return finding

@@ -26,7 +26,7 @@ from onefed import context
 from onefed.appliance import machine, steps, superlink, supernode
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import ProcessRuntime, Program, Restart, die_with_parent
-from onefed.errors import ExitCode, OnefedError
+from onefed.errors import ExitCode, OnefedError, StorageError
 from onefed.opennebula import onegate
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
@@ -39,13 +39,20 @@ ERROR_CODE: Mapping[ExitCode, str] = {
     ExitCode.DATA: "data_unreadable",
     ExitCode.STORAGE: "storage",
 }
-"""``FL_ERROR`` of a boot that failed; any other cause is ``boot_failed``."""
+"""``FL_ERROR`` of a machine that failed; see ``_error_code`` for the rest."""
+
+TOKEN_BYTES_MAX = 4096
+"""A token has about 50."""
 
 
-class StoppedError(OnefedError):
-    """The machine was told to stop while it booted."""
+class StoppedError(Exception):
+    """The machine was told to stop while it booted: no failure, of whatever step."""
 
-    exit_code = ExitCode.OK
+
+class ProgramDiedError(OnefedError):
+    """A program of the machine keeps dying."""
+
+    exit_code = ExitCode.BOOT
 
 
 @dataclass(frozen=True)
@@ -77,35 +84,41 @@ class Guest:
         self._stopping = threading.Event()
         self._stop_asked = asyncio.Event()
         self._runtime = ProcessRuntime(self._on_restart)
-        self._failure: ExitCode | None = None
-        self._context = _read_context(self._paths.context)
+        self._died: ProgramDiedError | None = None
+        self._context = context.ContextFile({})
 
     async def run(self) -> int:
-        """Boot, stay up, stop."""
+        """Boot, stay up, stop; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask_to_stop)
         self._state("booting")
-        gate = self._gate()
+        gate: onegate.OneGate | None = None
+        exit_code = ExitCode.OK
         try:
+            self._context = self._read_context()
+            gate = self._gate()
             await asyncio.to_thread(self._boot, loop, gate)
+            self._state("running")
+            await self._stop_asked.wait()
+            self._go_on()
         except StoppedError:
             pass
         except OnefedError as error:
-            self._failure = error.exit_code
+            exit_code = error.exit_code
             self._state("failed", str(error))
-            await asyncio.to_thread(self._publish_failure, gate, error.exit_code)
-        else:
-            self._state("running")
-            await self._stop_asked.wait()
-        await self._runtime.stop()
-        if self._failure is None:
+            await asyncio.to_thread(self._publish_failure, gate, error)
+        finally:
+            await self._runtime.stop()
+            if gate is not None:
+                gate.close()
+        if exit_code is ExitCode.OK:
             self._state("stopped")
-        if gate is not None:
-            gate.close()
-        return int(self._failure or ExitCode.OK)
+        return int(exit_code)
 
     def _boot(self, loop: asyncio.AbstractEventLoop, gate: onegate.OneGate | None) -> None:
+        """Apply the steps of the role, in a thread of its own."""
+
         def start(program: Program) -> None:
             asyncio.run_coroutine_threadsafe(self._runtime.start(program), loop).result()
 
@@ -123,8 +136,11 @@ class Guest:
             clock=time.monotonic,
             now=lambda: datetime.now(UTC),
             sleep=self._sleep,
-            warn=lambda message: self._log.emit(events.Notice("WARNING", message)),
-            facts={"address": self._variable("ETH0_IP") or LOOPBACK},
+            warn=self._warn,
+            facts={
+                **machine.read_facts(self._paths),
+                "address": self._variable("ETH0_IP") or LOOPBACK,
+            },
         )
         resolution = context.resolve(self._options.role, context_file=self._context)
         apply: Callable[[], None]
@@ -135,24 +151,37 @@ class Guest:
             node = supernode.SuperNode(edge, resolution)
             apply = functools.partial(steps.apply, supernode.STEPS, node)
         machine.make_folder(self._paths.config, 0o750)
-        apply(status_file=self._paths.status, clock=time.monotonic, on_report=self._on_report)
+        apply(
+            status_file=self._paths.status,
+            clock=time.monotonic,
+            on_report=self._on_report,
+            before_step=self._go_on,
+        )
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Raise what ends the life of the machine, if it came up."""
+        if self._died is not None:
+            raise self._died
+        if self._stopping.is_set():
+            raise StoppedError
 
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
-            raise StoppedError("The machine was told to stop while it booted.")
+            raise StoppedError
 
     def _ask_to_stop(self) -> None:
         self._stopping.set()
         self._stop_asked.set()
 
-    def _publish_failure(self, gate: onegate.OneGate | None, code: ExitCode) -> None:
+    def _publish_failure(self, gate: onegate.OneGate | None, error: OnefedError) -> None:
         if gate is None:
             return
-        failed = {"FL_ERROR": ERROR_CODE.get(code, "boot_failed")}
-        if self._options.role is context.Role.SUPERLINK:
-            failed["FL_READY"] = "NO"
-        else:
-            failed = {"FL_NODE_READY": "NO"}
+        is_superlink = self._options.role is context.Role.SUPERLINK
+        failed = {
+            "FL_ERROR": _error_code(error),
+            "FL_READY" if is_superlink else "FL_NODE_READY": "NO",
+        }
         for name, value in failed.items():
             with contextlib.suppress(onegate.OneGateError):
                 gate.publish(name, value)
@@ -172,9 +201,11 @@ class Guest:
 
     def _on_restart(self, restart: Restart) -> None:
         if restart.given_up:
-            self._failure = ExitCode.BOOT
-            self._state("failed", f"{restart.program} keeps dying and was given up")
-            self._ask_to_stop()
+            log = self._paths.logs / f"{restart.program}.log"
+            self._died = ProgramDiedError(
+                f"{restart.program} keeps dying and was given up.", hint=f"Its log is {log}."
+            )
+            self._stop_asked.set()  # a boot ends at its next step, or says what it waited for
             return
         self._log.emit(
             events.ServiceRestart(
@@ -190,12 +221,26 @@ class Guest:
         role = self._options.role.value
         self._log.emit(events.VmState(self._options.name, role, state, reason))
 
+    def _warn(self, message: str) -> None:
+        self._log.emit(events.Notice("WARNING", message))
+
     def _gate(self) -> onegate.OneGate | None:
+        """OneGate, if the machine has what it takes; a static address works without."""
         endpoint = self._variable("ONEGATE_ENDPOINT")
-        if not endpoint or not self._paths.token.exists():
+        token = _read(self._paths.token, TOKEN_BYTES_MAX)
+        if not endpoint or token is None:
             return None
-        token = self._paths.token.read_text(encoding="ascii").strip()
-        return onegate.OneGate(endpoint, token, self._variable("VMID"))
+        try:
+            return onegate.OneGate(endpoint, token.decode(errors="replace"), self._variable("VMID"))
+        except onegate.OneGateError as error:
+            self._warn(f"This machine goes without OneGate. {error}")
+            return None
+
+    def _read_context(self) -> context.ContextFile:
+        content = _read(self._paths.context, context.FILE_BYTES_MAX + 1)
+        if content is None:
+            self._warn(f"There is no {self._paths.context}: every variable has its default.")
+        return context.parse_context_file(content or b"")
 
     def _variable(self, name: str) -> str:
         """A variable of the platform, which the table does not hold."""
@@ -203,12 +248,28 @@ class Guest:
         return "" if given is None else given.text
 
 
-def _read_context(path: Path) -> context.ContextFile:
+def _error_code(error: OnefedError) -> str:
+    """What ``FL_ERROR`` says of a failure."""
+    cause = error.__cause__ if isinstance(error, steps.BootError) else error
+    if isinstance(cause, machine.UnhealthyError):
+        return "health_check_timeout"
+    if isinstance(cause, ProgramDiedError):
+        return "program_died"
+    return ERROR_CODE.get(error.exit_code, "boot_failed")
+
+
+def _read(path: Path, bytes_max: int) -> bytes | None:
+    """The beginning of a file that the platform wrote; None when there is none."""
     try:
         with path.open("rb") as stream:
-            return context.parse_context_file(stream.read(context.FILE_BYTES_MAX + 1))
+            return stream.read(bytes_max)
     except FileNotFoundError:
-        return context.parse_context_file(b"")
+        return None
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}.",
+            hint="The platform writes it before the boot: look at the guest agent's log.",
+        ) from error
 
 
 def _options(arguments: Sequence[str] | None) -> Options:

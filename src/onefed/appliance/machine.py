@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,9 +28,26 @@ from onefed.opennebula import onegate
 
 HEALTH_TIMEOUT_S = 2.0
 
+LOG_TAIL_LINES = 8
+"""Of a program that did not come up, in the error that says so."""
+
+LOG_TAIL_BYTES = 16_384
+"""Where these lines are looked for; longer ones are cut off at their beginning."""
+
+LOG_LINE_CHARS_MAX = 300
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""What Flower's log lines are full of."""
+
 
 class UnhealthyError(OnefedError):
     """A program of the machine did not come up."""
+
+    exit_code = ExitCode.BOOT
+
+
+class StartError(OnefedError):
+    """A program of the machine cannot be started at all."""
 
     exit_code = ExitCode.BOOT
 
@@ -58,38 +76,69 @@ class Edge:
     sleep: Callable[[float], None]
     warn: Callable[[str], None]
     facts: dict[str, str] = field(default_factory=dict)
-    """What a step found out and a later one needs; on disk between the stages."""
+    """What a step found out and a later one needs; begins with ``read_facts``."""
 
 
 def report_context(edge: Edge, resolution: context.Resolution) -> steps.Outcome:
     """Step 3 of both roles: say what the context held that does not stop the boot."""
+    severities = [finding.severity for finding in resolution.findings]
     for finding in resolution.findings:
-        if not finding.severity.stops:
+        if finding.severity is context.Severity.WARNING:
             edge.warn(finding.message)
     count = sum(value.is_set for value in resolution.values.values())
-    return steps.unchanged(f"{count} variables set")
+    # INFO says that a variable is the other role's: OneFlow hands all of them to everybody.
+    ignored = severities.count(context.Severity.INFO)
+    return steps.unchanged(f"{count} variables set" + (f", {ignored} ignored" if ignored else ""))
 
 
-def publish(edge: Edge, attributes: Mapping[str, str]) -> list[str]:
-    """Publish one attribute after the other, best effort; returns the names that went through."""
-    published = []
-    for name, value in attributes.items():
-        if edge.gate is None:
-            break
+def publish(edge: Edge, attributes: Mapping[str, str]) -> steps.Outcome:
+    """Publish what OneGate does not hold yet, one attribute after the other, best effort.
+
+    What comes after one that does not go through is not published: who reads the last one may
+    rely on the others.
+    """
+    if edge.gate is None:
+        return steps.skipped("this machine has no OneGate")
+    held = _held(edge.gate)
+    wanted = {name: value for name, value in attributes.items() if held.get(name) != value}
+    for name, value in wanted.items():
         try:
             edge.gate.publish(name, value)
         except onegate.OneGateError as error:
-            edge.warn(f"{name} was not published: {error.message}")
-        else:
-            published.append(name)
-    return published
+            edge.warn(f"{name} was not published, nor what comes after it: {error.message}")
+            return steps.skipped(f"OneGate did not take {name}")
+    if not wanted:
+        return steps.unchanged(f"OneGate holds {', '.join(attributes)}")
+    return steps.done("published " + ", ".join(wanted))
 
 
-def save_facts(edge: Edge, **facts: str) -> None:
-    """Keep what was found out, for the stages after this one; 0600."""
+def _held(gate: onegate.OneGate) -> Mapping[str, str]:
+    """What this machine has published; nothing when OneGate does not say."""
+    try:
+        return gate.vm().attributes
+    except onegate.OneGateError:
+        return {}
+
+
+def read_facts(paths: Paths) -> dict[str, str]:
+    """What an earlier stage, or an earlier boot, found out; nothing when that cannot be read."""
+    try:
+        document = files.read_json(paths.facts)
+    except StorageError:
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    return {str(name): value for name, value in document.items() if isinstance(value, str)}
+
+
+def save_facts(edge: Edge, **facts: str) -> bool:
+    """Keep what was found out, for the stages after this one; 0600. True when that is news."""
     edge.facts.update(facts)
+    if read_facts(edge.paths) == edge.facts:
+        return False
     document = json.dumps(edge.facts, indent=1, sort_keys=True).encode()
     files.write_bytes(edge.paths.facts, document, mode=0o600)
+    return True
 
 
 def make_folder(folder: Path, mode: int) -> bool:
@@ -100,8 +149,9 @@ def make_folder(folder: Path, mode: int) -> bool:
                 return False
             folder.chmod(mode)
             return True
-        folder.mkdir(mode=mode, parents=True)
-        folder.chmod(mode)
+        files.make_folder(folder.parent)
+        folder.mkdir(mode=mode)
+        folder.chmod(mode)  # the umask took bits away
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be created: {error.strerror}.",
@@ -111,44 +161,81 @@ def make_folder(folder: Path, mode: int) -> bool:
 
 
 def write_secret_once(path: Path, content: bytes) -> bool:
-    """Create a file that only its owner can read, from its first byte; keep one that exists."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
+    """Create a file that only its owner can read, from its first byte; keep one that is fit.
+
+    One that others could read, or that is empty, is made anew.
+
+    Raises:
+        StorageError: what has its name is a link or no file at all.
+    """
+    if os.path.lexists(path):
+        with files.open_regular(path) as kept:
+            found = os.fstat(kept.fileno())
+        if found.st_size and not found.st_mode & 0o077:
+            return False
+    files.write_bytes(path, content, mode=0o600)
     return True
+
+
+def start(edge: Edge, programs: Sequence[Program]) -> list[str]:
+    """Start those programs that do not run; returns their names.
+
+    Raises:
+        StartError: one of them cannot be started.
+    """
+    started = []
+    for program in programs:
+        if edge.running(program.name):
+            continue
+        try:
+            edge.start(program)
+        except OSError as error:
+            raise StartError(
+                f"{program.name} cannot be started: {error.strerror or error}: {program.argv[0]}.",
+                hint="onefed doctor says what is missing on this machine.",
+            ) from error
+        started.append(program.name)
+    return started
 
 
 def require_free_port(host: str, port: int, setting: str) -> None:
     """Raise unless ``host:port`` can be listened on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InUseError(
-                f"Port {port} on {host} cannot be used: {error.strerror}.",
-                hint=f"Stop the program that uses it, or set another port in {setting}.",
-            ) from error
+    try:
+        _bind(host, port)
+    except OSError as error:
+        raise InUseError(
+            f"Port {port} on {host} cannot be used: {error.strerror}.",
+            hint=f"Stop the program that uses it, or set another port in {setting}.",
+        ) from error
 
 
-def free_port() -> int:
-    """A port on loopback that nothing listens on at this moment."""
+def free_port(preferred: int = 0) -> int:
+    """A port on loopback that nothing uses at this moment; the preferred one if it is free."""
+    try:
+        return _bind("127.0.0.1", preferred)
+    except (OSError, OverflowError):
+        return _bind("127.0.0.1", 0)
+
+
+def _bind(host: str, port: int) -> int:
+    """Take a port and let go of it; 0 takes any. Raises OSError when somebody has it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
+        if port:
+            # As Flower's servers do: connections of its last owner may still be closing.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
         return int(probe.getsockname()[1])
 
 
 def healthy(address: str, ca_certificate: Path | None) -> bool:
     """Whether Flower answers ``GET /health`` at ``address``; with a CA, over verified TLS."""
-    scheme = "http" if ca_certificate is None else "https"
-    verify = True if ca_certificate is None else ssl.create_default_context(cafile=ca_certificate)
+    if ca_certificate is None:
+        # Trusts nobody, and spares loading the system's authorities: 20 ms at every look.
+        scheme, trust = "http", ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    else:
+        scheme, trust = "https", ssl.create_default_context(cafile=ca_certificate)
     try:
-        with httpx.Client(verify=verify, timeout=HEALTH_TIMEOUT_S, trust_env=False) as client:
+        with httpx.Client(verify=trust, timeout=HEALTH_TIMEOUT_S, trust_env=False) as client:
             return client.get(f"{scheme}://{address}/health").status_code == httpx.codes.OK
     except (httpx.HTTPError, OSError):
         return False
@@ -174,9 +261,10 @@ def wait_until(
         if edge.given_up(program) or waited > limit_s:
             why = "it keeps dying" if edge.given_up(program) else f"waited {limit_s:.0f} s"
             log = edge.paths.logs / f"{program}.log"
+            tail = "".join(f"\n  {line}" for line in last_lines(log, LOG_TAIL_LINES))
             raise UnhealthyError(
-                f"{program}: {waiting_for} did not happen ({why}). Its last lines:\n"
-                + "\n".join(f"  {line}" for line in last_lines(log, 8)),
+                f"{program}: {waiting_for} did not happen ({why}). "
+                + (f"Its last lines:{tail}" if tail else "It wrote nothing."),
                 hint=f"The whole log is {log}.",
             )
         edge.sleep(poll_s)
@@ -184,11 +272,17 @@ def wait_until(
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log, however long it is; nothing when it cannot be read."""
+    """The last lines of a log, however long it is, fit for a terminal; none if it has none."""
     try:
-        with path.open("rb") as log:
+        with files.open_regular(path) as log:
             log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - 16_384))
-            return log.read().decode(errors="replace").splitlines()[-count:]
-    except OSError:
+            log.seek(max(0, log.tell() - LOG_TAIL_BYTES))
+            tail = log.read(LOG_TAIL_BYTES).decode(errors="replace").splitlines()
+    except (StorageError, OSError):
         return []
+    return [_printable(line)[:LOG_LINE_CHARS_MAX] for line in tail[-count:]]
+
+
+def _printable(line: str) -> str:
+    line = _COLOUR.sub("", line).expandtabs()
+    return line if line.isprintable() else ascii(line)

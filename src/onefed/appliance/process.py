@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -29,7 +30,16 @@ EARLY_DEATH_S = 10.0
 EARLY_DEATHS_MAX = 5
 """Given up after so many early deaths in a row."""
 
+NOT_STARTED = 127
+"""Exit code of a program that could not be started again; a shell uses the same."""
+
+LOG_MODE = 0o640
+"""The group may read, so that a collector needs no root."""
+
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+"""Loaded here because nothing can be loaded safely between fork and exec."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +63,26 @@ class Restart:
 
     program: str
     exit_code: int
-    """Negative: the signal that killed it."""
+    """Negative: the signal that killed it. ``NOT_STARTED``: the start before this one failed."""
     attempt: int
+    """Early deaths in a row; 1 after a death that was not early, too."""
     delay_s: float
+    """Until the next start, if there is one."""
     given_up: bool
 
 
 class ProcessRuntime:
-    """Keeps programs running until ``stop``. Lives in one asyncio loop."""
+    """Keeps programs running until ``stop``. Lives in one asyncio loop.
+
+    That loop has to run in the main thread: the kernel ends the programs with the thread that
+    started them.
+    """
 
     def __init__(self, on_restart: Callable[[Restart], None]) -> None:
         self._on_restart = on_restart
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._programs: dict[str, Program] = {}
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        """Without those whose death was dealt with: their ids may be somebody else's by now."""
         self._keepers: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, program: Program) -> None:
@@ -75,9 +92,8 @@ class ProcessRuntime:
             OSError: the program cannot be started at all.
         """
         assert program.name not in self._keepers, f"{program.name} was started twice"
-        process = await _spawn(program)
+        self._processes[program.name] = await _spawn(program)
         self._programs[program.name] = program
-        self._processes[program.name] = process
         self._keepers[program.name] = asyncio.create_task(self._keep(program))
 
     def running(self, name: str) -> bool:
@@ -95,36 +111,48 @@ class ProcessRuntime:
         for name in reversed(list(self._keepers)):
             keeper = self._keepers.pop(name)
             keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
-            await _end(self._processes[name], self._programs[name].stop_timeout_s)
+            await asyncio.wait([keeper])
+            process = self._processes.pop(name, None)
+            if process is not None:
+                await _end(process, self._programs[name].stop_timeout_s)
 
     async def _keep(self, program: Program) -> None:
         loop = asyncio.get_running_loop()
         deaths = 0
         while True:
             started = loop.time()
-            exit_code = await self._processes[program.name].wait()
-            _signal_group(self._processes[program.name].pid, signal.SIGKILL)  # what it left behind
+            exit_code = await self._death(program.name)
             deaths = 0 if loop.time() - started > EARLY_DEATH_S else deaths + 1
-            delay_s = min(RESTART_DELAY_S * 2 ** max(0, deaths - 1), RESTART_DELAY_MAX_S)
+            attempt = max(1, deaths)
+            delay_s = min(RESTART_DELAY_S * 2 ** (attempt - 1), RESTART_DELAY_MAX_S)
             given_up = deaths >= EARLY_DEATHS_MAX
-            self._on_restart(Restart(program.name, exit_code, deaths, delay_s, given_up))
+            self._on_restart(Restart(program.name, exit_code, attempt, delay_s, given_up))
             if given_up:
                 return
             await asyncio.sleep(delay_s)
-            self._processes[program.name] = await _spawn(program)
+            with contextlib.suppress(OSError):  # its log says why; it counts as an early death
+                self._processes[program.name] = await _spawn(program)
+
+    async def _death(self, name: str) -> int:
+        """Wait until the program is dead, and end what it left behind; returns its exit code."""
+        if name not in self._processes:
+            return NOT_STARTED
+        process = self._processes[name]
+        exit_code = await process.wait()
+        del self._processes[name]
+        _signal_group(process.pid, signal.SIGKILL)
+        return exit_code
 
 
 def die_with_parent(signal_number: int) -> None:
     """Have the kernel send this process a signal when its parent dies. Linux only; else nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 async def _spawn(program: Program) -> asyncio.subprocess.Process:
     program.log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    descriptor = os.open(program.log, _LOG_FLAGS, LOG_MODE)
     try:
         return await asyncio.create_subprocess_exec(
             *program.argv,
@@ -134,14 +162,20 @@ async def _spawn(program: Program) -> asyncio.subprocess.Process:
             stdout=descriptor,
             stderr=descriptor,
             start_new_session=True,
-            preexec_fn=_die_with_guest,
+            preexec_fn=functools.partial(_die_with, os.getpid()),
         )
+    except OSError as error:
+        os.write(descriptor, f"{program.argv[0]} cannot be started: {error}\n".encode())
+        raise
     finally:
         os.close(descriptor)
 
 
-def _die_with_guest() -> None:
+def _die_with(parent: int) -> None:
+    """Runs in the child, before the program: end it with the machine that starts it."""
     die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -91,7 +91,7 @@ def superlink(
         *("--runtime-api-address", address),
         *secret,
     ]
-    supervise = [sys.executable, "-m", "onefed.flower.supervisor", str(paths.supervisor)]
+    supervise = [sys.executable, "-P", "-m", "onefed.flower.supervisor", str(paths.supervisor)]
     mine = {
         **base,
         "FLWR_LOG_LEVEL": settings.log_level,
@@ -157,16 +157,17 @@ def supernode(
 
 
 def loopback_address(settings: SuperLinkSettings) -> str:
-    """Where the SuperLink listens: loopback, whatever the Fleet address is (design.md, section 5).
+    """Where the SuperLink listens: loopback, whatever host the Fleet address names.
 
-    On a laptop the Fleet address is a loopback address itself and is used as it is.
+    What listens on the Fleet address for others is the gateway, where there is one.
     """
     return f"127.0.0.1:{settings.fleet_port}"
 
 
 def database(settings: SuperLinkSettings, paths: Paths) -> Path:
     """``FL_DATABASE`` is relative to a container's ``/app``; its ``state`` is our state folder."""
-    return paths.state / settings.database.removeprefix("state/")
+    parts = PurePosixPath(settings.database).parts
+    return paths.state.joinpath(*(parts[1:] if parts[:1] == ("state",) and parts[1:] else parts))
 
 
 def command(name: str) -> str:

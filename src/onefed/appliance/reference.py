@@ -43,14 +43,14 @@ such attribute for the signal that opens its deployment gate.
 | `FL_ENDPOINT` | superlink | `host:port` of the Fleet API |
 | `FL_TLS` | superlink | `YES` or `NO` |
 | `FL_CA_CERT` | superlink | its CA certificate, base64 in one line |
-| `FL_READY` | superlink | `YES` last of all, `NO` when the boot failed |
-| `FL_ERROR` | superlink | why the boot failed: a short code |
+| `FL_READY` | superlink | `YES` last of all, `NO` when the machine failed |
+| `FL_ERROR` | both | why the machine failed: a short code |
 | `FL_NODE_KEY` | supernode | its public key, base64 in one line (ours) |
 | `FL_PARTITION` | supernode | number of the partition that it trains (ours) |
 | `FL_NODE_REGISTERED` | the superlink, on the node | fingerprint of the registered key (ours) |
 | `FL_NODE_ID` | supernode | its VM id |
 | `FL_GPU_AVAILABLE` | supernode | `NO`: GPUs are not used yet |
-| `FL_NODE_READY` | supernode | `YES` once it runs, `NO` when the boot failed |
+| `FL_NODE_READY` | supernode | `YES` once it runs, `NO` when the machine failed |
 | `READY` | the guest agent | `YES` once the boot is through |
 
 ## Discovery

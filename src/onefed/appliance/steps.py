@@ -7,6 +7,7 @@ changes nothing, and a boot that was cut off anywhere is completed by the next o
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from onefed.checkpoint import files
-from onefed.errors import ExitCode, OnefedError
+from onefed.errors import ExitCode, OnefedError, StorageError
 
 Machine = TypeVar("Machine")
 """What the steps of a role work on."""
@@ -102,15 +103,18 @@ def apply(
     status_file: Path,
     clock: Callable[[], float],
     on_report: Callable[[Report], None],
+    before_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Run steps in order; the status file is whole after each of them.
 
     Args:
         clock: monotonic seconds.
         on_report: called after every step, the failed one included.
+        before_step: called before every step; what it raises ends the boot there.
 
     Raises:
         BootError: a step failed; those after it were not run.
+        StorageError: the status file cannot be written.
     """
     reports: list[Report] = []
 
@@ -125,14 +129,27 @@ def apply(
         )
         reports.append(report)
         document = json.dumps({"format": 1, "steps": [asdict(each) for each in reports]}, indent=1)
-        files.write_bytes(status_file, document.encode())
-        on_report(report)
+        try:
+            files.write_bytes(status_file, document.encode())
+        finally:
+            on_report(report)
 
     for step in steps:
+        before_step()
         started = clock()
         try:
             outcome = step.run(machine)
-        except OnefedError as error:
-            record(step, Outcome(Status.FAILED, error.message), started)
-            raise BootError(step.id, step.name, error) from error
+        except (OnefedError, OSError) as error:
+            cause = error if isinstance(error, OnefedError) else _of_the_system(error)
+            with contextlib.suppress(StorageError):  # the step's own failure is the one to tell
+                record(step, Outcome(Status.FAILED, cause.message), started)
+            raise BootError(step.id, step.name, cause) from error
         record(step, outcome, started)
+
+
+def _of_the_system(error: OSError) -> StorageError:
+    place = "" if error.filename is None else f": {error.filename}"
+    return StorageError(
+        f"{error.strerror or error}{place}.",
+        hint="Check the free space of the disk, and who owns that file.",
+    )

@@ -11,7 +11,8 @@ from onefed.appliance import machine, programs
 from onefed.appliance.machine import Edge
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
 from onefed.checkpoint import files
-from onefed.tls import material
+from onefed.tls import material, names, pem
+from onefed.tls.errors import TlsMaterialError
 
 HEALTH_POLL_S = 0.2
 HEALTH_LIMIT_S = 120.0
@@ -19,6 +20,9 @@ HEALTH_LIMIT_S = 120.0
 
 CONTAINER_CHECKPOINT_PATH = "/app/checkpoints"
 """Default of ``FL_CHECKPOINT_PATH``: inside a container; it stands for ``Paths.checkpoints``."""
+
+LOOPBACK_NAME = "IP:127.0.0.1"
+"""As a certificate has to name the host of ``programs.loopback_address``."""
 
 
 @dataclass
@@ -64,7 +68,7 @@ def _environment(link: SuperLink) -> Outcome:
             if chosen.checkpoint_path == CONTAINER_CHECKPOINT_PATH
             else chosen.checkpoint_path
         )
-    endpoint = link.edge.gate_endpoint
+    endpoint = link.edge.gate_endpoint if link.edge.gate is not None else None
     document = {
         "format": 1,
         "superlink": programs.loopback_address(chosen),
@@ -97,7 +101,8 @@ def _keys_set(link: SuperLink) -> list[str]:
 
 def _folders(link: SuperLink) -> Outcome:
     paths = link.edge.paths
-    wanted = {paths.state: 0o700, paths.recovery: 0o700, paths.flower_home: 0o700}
+    private = (paths.state, programs.database(link.chosen, paths).parent, paths.recovery)
+    wanted = {**dict.fromkeys(private, 0o700), paths.flower_home: 0o700}
     if link.chosen.checkpoint_enabled:
         wanted[paths.checkpoints] = 0o755
     made = [folder.name for folder, mode in wanted.items() if machine.make_folder(folder, mode)]
@@ -111,6 +116,7 @@ def _tls(link: SuperLink) -> Outcome:
     folder = edge.paths.certificates
     given = (chosen.ssl_ca_pem, chosen.ssl_certificate_pem, chosen.ssl_key_pem)
     if given[0] is not None and given[1] is not None and given[2] is not None:
+        _require_loopback(given[1])
         made = material.install_operator(
             folder, given[0], given[1], given[2], edge.now(), addresses=[edge.facts["address"]]
         )
@@ -119,6 +125,18 @@ def _tls(link: SuperLink) -> Outcome:
     if made.warning:
         edge.warn(made.warning)
     return done(made.reason) if made.created else unchanged(made.reason)
+
+
+def _require_loopback(certificate_pem: bytes) -> None:
+    """Our own programs dial the SuperLink on loopback and check its name as a node does."""
+    held = names.of(pem.certificates(material.CERTIFICATE_VARIABLE, certificate_pem)[0])
+    if names.missing([LOOPBACK_NAME], held):
+        raise TlsMaterialError(
+            f"{material.CERTIFICATE_VARIABLE} does not cover {LOOPBACK_NAME}, under which the "
+            "coordinator's own programs reach it.",
+            hint=f"Issue it with the subject alternative name {LOOPBACK_NAME} beside its others, "
+            "or leave the FL_SSL_* variables empty and use FL_CERT_EXTRA_SAN.",
+        )
 
 
 def _own_authority(link: SuperLink) -> material.Material:
@@ -136,11 +154,7 @@ def _start(link: SuperLink) -> Outcome:
     base = programs.environment(
         edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
     )
-    started = []
-    for program in programs.superlink(link.chosen, edge.paths, base):
-        if not edge.running(program.name):
-            edge.start(program)
-            started.append(program.name)
+    started = machine.start(edge, programs.superlink(link.chosen, edge.paths, base))
     if not started:
         return unchanged("everything runs")
     return done(f"started {', '.join(started)} on {programs.loopback_address(link.chosen)}")
@@ -156,15 +170,13 @@ def _health(link: SuperLink) -> Outcome:
         program="superlink",
         poll_s=HEALTH_POLL_S,
         limit_s=HEALTH_LIMIT_S,
-        waiting_for=f"an answer of https://{address}/health",
+        waiting_for=f"an answer to GET /health on {address}",
     )
-    return done(f"healthy after {seconds:.1f} s")
+    return done(f"healthy after {seconds:.1f} s") if seconds else unchanged("healthy")
 
 
 def _publish(link: SuperLink) -> Outcome:
     edge, chosen = link.edge, link.chosen
-    if edge.gate is None:
-        return skipped("this machine has no OneGate")
     attributes = {
         "FL_ROLE": "superlink",
         "FL_VERSION": chosen.flower_version,
@@ -178,15 +190,11 @@ def _publish(link: SuperLink) -> Outcome:
         # Last: a reader that sees YES sees the rest.
         "FL_READY": "YES",
     }
-    return done("published " + ", ".join(machine.publish(edge, attributes)))
+    return machine.publish(edge, attributes)
 
 
 def _ready(link: SuperLink) -> Outcome:
-    return (
-        done("reported READY=YES")
-        if machine.publish(link.edge, {"READY": "YES"})
-        else skipped("this machine has no OneGate")
-    )
+    return machine.publish(link.edge, {"READY": "YES"})
 
 
 def _booted(_link: SuperLink) -> Outcome:
@@ -213,8 +221,8 @@ STEPS: tuple[Step[SuperLink], ...] = (
     Step("SL-03", "Source context", _C, "context variables are read, never executed", _source),
     Step("SL-04", "Validate", _C, "every variable is checked, all errors at once", _validate),
     Step("SL-05", "Set defaults", _C, "the effective settings are known", _defaults),
-    Step("SL-07", "Mount directories", _C, "state, recovery, checkpoints", _folders),
     Step("SL-06", "Environment", _C, "run_config and the supervisor's instructions", _environment),
+    Step("SL-07", "Mount directories", _C, "state, recovery, checkpoints", _folders),
     Step("SL-07a", "TLS setup", _C, "certificates are generated, or the operator's used", _tls),
     Step("SL-08", "Unit file", _C, "systemd units", _unit),
     Step("SL-09", "Wait for Docker", _B, "the container engine answers", _docker),
@@ -223,4 +231,4 @@ STEPS: tuple[Step[SuperLink], ...] = (
     Step("SL-12", "Publish", _B, "attributes in OneGate, FL_READY last", _publish),
     Step("SL-13", "Report ready", _P, "READY=YES opens the deployment gate", _ready),
 )
-"""In the order in which they run; SL-06 writes into folders that SL-07 makes."""
+"""In the order in which they run."""

@@ -19,11 +19,17 @@ REGISTRATION_POLL_S = 0.3
 REGISTRATION_LIMIT_S = 120.0
 """The coordinator looks for new keys every half second; it may be busy booting itself."""
 
+REGISTERED = "FL_NODE_REGISTERED"
+"""Attribute in which the coordinator puts the fingerprint of the key that it registered."""
+
 RUNNING_POLL_S = 0.2
 RUNNING_LIMIT_S = 60.0
 """boot.md, section 16."""
 
 UNREADABLE_SHOWN_MAX = 5
+
+VERSION_CHARS_MAX = 40
+"""Of a version that somebody else published."""
 
 
 class UnreadableDataError(OnefedError):
@@ -74,7 +80,7 @@ def _configuration(node: SuperNode) -> Outcome:
     paths = node.edge.paths
     folders = {paths.config: 0o750, paths.flower_home: 0o700}
     made = [folder.name for folder, mode in folders.items() if machine.make_folder(folder, mode)]
-    if not paths.data.exists():
+    if not os.path.lexists(paths.data):
         machine.make_folder(paths.data, 0o755)
         made.append(paths.data.name)
     _require_readable(paths.data)
@@ -104,10 +110,11 @@ def _discover(node: SuperNode) -> Outcome:
             on_try=lambda attempt, finding: edge.warn(f"Discovery, try {attempt}: {finding}."),
         )
         detail = f"{node.found.endpoint}, found through OneGate"
-    machine.save_facts(edge, endpoint=node.found.endpoint, node_config=_node_config(node))
-    if edge.facts["node_config"]:
-        detail += f"; {edge.facts['node_config']}"
-    return done(detail)
+    node_config = _node_config(node)
+    is_news = machine.save_facts(edge, endpoint=node.found.endpoint, node_config=node_config)
+    if node_config:
+        detail += f"; {node_config}"
+    return done(detail) if is_news else unchanged(detail)
 
 
 def _trust(node: SuperNode) -> Outcome:
@@ -121,14 +128,16 @@ def _trust(node: SuperNode) -> Outcome:
         return skipped("TLS is off on both sides: nothing on the wire is protected")
     given = node.resolution.values["FL_SSL_CA_CERTFILE"].text
     source = trust.ca_source(given, found.ca_certificate)
+    before = _content(edge.paths.certificates / material.CA_CERTIFICATE)
     # What OneGate says is pinned at first sight; an operator's own word may change the pin.
-    material.install_ca(
+    installed = material.install_ca(
         edge.paths.certificates,
         given or found.ca_certificate or "",
         source=source.value,
         keep_pin=source is trust.CaSource.ONEGATE,
     )
-    return done(f"the CA certificate of {source.value} is checked and in place")
+    detail = f"the CA certificate of {source.value} is checked and in place"
+    return unchanged(detail) if _content(installed) == before else done(detail)
 
 
 def _identity(node: SuperNode) -> Outcome:
@@ -137,31 +146,47 @@ def _identity(node: SuperNode) -> Outcome:
     if not node.tls:
         return skipped("node keys need TLS")
     if edge.gate is None:
-        return skipped(f"no OneGate: register {key.private_key_path.name}.pub on the coordinator")
-    edge.gate.publish("FL_NODE_KEY", node_keys.encode_for_publication(key.public_key))
+        return skipped(f"no OneGate: register on the coordinator {key.public_key.decode()}")
+    wanted = {"FL_NODE_KEY": node_keys.encode_for_publication(key.public_key)}
     partition_id = _partition_id(edge.facts["node_config"])
     if partition_id is not None:
-        edge.gate.publish("FL_PARTITION", partition_id)
+        wanted["FL_PARTITION"] = partition_id
+    known = {**wanted, REGISTERED: key.fingerprint}
+    if edge.gate.vm().attributes.items() >= known.items():
+        return unchanged(f"key {key.fingerprint[:16]} is registered")
+    for name, value in wanted.items():
+        edge.gate.publish(name, value)
     started = edge.clock()
     while not _registered(edge.gate, key.fingerprint):
         if edge.clock() - started > REGISTRATION_LIMIT_S:
             raise RegistrationError(
-                f"The coordinator did not register this node's key in {REGISTRATION_LIMIT_S:.0f} s",
+                "The coordinator did not register this node's key in "
+                f"{REGISTRATION_LIMIT_S:.0f} s.",
                 hint="The supervisor's log on the SuperLink's machine says why.",
             )
         edge.sleep(REGISTRATION_POLL_S)
     return done(f"key {key.fingerprint[:16]} is registered")
 
 
+def _version(node: SuperNode) -> Outcome:
+    own = node.chosen.flower_version
+    theirs = node.found.version if node.found is not None else None
+    if theirs is not None and theirs != own:
+        node.edge.warn(
+            f"The SuperLink runs Flower {theirs[:VERSION_CHARS_MAX]!r}, this node {own}: "
+            "deploy both with the same FLOWER_VERSION."
+        )
+    return unchanged(f"Flower {own} is installed")
+
+
 def _start(node: SuperNode) -> Outcome:
     edge = node.edge
-    if edge.running("supernode"):
-        return unchanged("the SuperNode runs")
+    if not edge.running("supernode"):
+        machine.save_facts(edge, runtime_port=str(_runtime_port(edge)))
     base = programs.environment(
         edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
     )
-    machine.save_facts(edge, runtime_port=str(machine.free_port()))
-    started = programs.supernode(
+    wanted = programs.supernode(
         node.chosen,
         edge.paths,
         base,
@@ -171,9 +196,8 @@ def _start(node: SuperNode) -> Outcome:
         node_config=edge.facts["node_config"],
         runtime_port=int(edge.facts["runtime_port"]),
     )
-    for program in started:
-        edge.start(program)
-    return done("started " + ", ".join(program.name for program in started))
+    started = machine.start(edge, wanted)
+    return done("started " + ", ".join(started)) if started else unchanged("everything runs")
 
 
 def _running(node: SuperNode) -> Outcome:
@@ -184,15 +208,13 @@ def _running(node: SuperNode) -> Outcome:
         program="supernode",
         poll_s=RUNNING_POLL_S,
         limit_s=RUNNING_LIMIT_S,
-        waiting_for=f"an answer of http://{address}/health",
+        waiting_for=f"an answer to GET /health on {address}",
     )
-    return done(f"running after {seconds:.1f} s")
+    return done(f"running after {seconds:.1f} s") if seconds else unchanged("running")
 
 
 def _publish(node: SuperNode) -> Outcome:
     edge = node.edge
-    if edge.gate is None:
-        return skipped("this machine has no OneGate")
     attributes = {
         "FL_ROLE": "supernode",
         "FL_VERSION": node.chosen.flower_version,
@@ -200,12 +222,11 @@ def _publish(node: SuperNode) -> Outcome:
         "FL_GPU_AVAILABLE": "NO",
         "FL_NODE_READY": "YES",
     }
-    return done("published " + ", ".join(machine.publish(edge, attributes)))
+    return machine.publish(edge, attributes)
 
 
 def _ready(node: SuperNode) -> Outcome:
-    published = machine.publish(node.edge, {"READY": "YES"})
-    return done("reported READY=YES") if published else skipped("this machine has no OneGate")
+    return machine.publish(node.edge, {"READY": "YES"})
 
 
 _C, _B, _P = Stage.CONFIGURE, Stage.BOOTSTRAP, Stage.PLATFORM
@@ -252,7 +273,7 @@ STEPS: tuple[Step[SuperNode], ...] = (
         "Version override",
         _B,
         "the wanted Flower version is there",
-        lambda node: unchanged(f"Flower {node.chosen.flower_version} is installed"),
+        _version,
     ),
     Step("SN-11", "Start", _B, "SuperNode and SuperExec run", _start),
     Step("SN-12", "Wait for running", _B, "the SuperNode answers", _running),
@@ -288,6 +309,16 @@ def _require_readable(folder: Path) -> None:
         )
 
 
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _runtime_port(edge: Edge) -> int:
+    """That of the last boot if it is free."""
+    earlier = edge.facts.get("runtime_port", "")
+    return machine.free_port(int(earlier) if earlier.isdecimal() else 0)
+
+
 def _node_config(node: SuperNode) -> str:
     """The operator's node config as it is, else the partition from the place in the service."""
     edge = node.edge
@@ -317,7 +348,7 @@ def _partition_id(node_config: str) -> str | None:
 
 def _registered(gate: onegate.OneGate, fingerprint: str) -> bool:
     try:
-        return gate.vm().attributes.get("FL_NODE_REGISTERED") == fingerprint
+        return gate.vm().attributes.get(REGISTERED) == fingerprint
     except onegate.NotAuthorizedError:
         raise
     except onegate.OneGateError:

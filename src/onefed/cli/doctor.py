@@ -9,16 +9,16 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from onefed import __version__
-from onefed.errors import ExitCode
+from onefed.cli.screen import say, table_console
+from onefed.errors import ExitCode, OnefedError
 from onefed.local import deploy, state
 
 PACKAGES = ("flwr", "numpy", "scikit-learn", "cryptography", "grpcio", "safetensors")
@@ -27,6 +27,7 @@ PACKAGES = ("flwr", "numpy", "scikit-learn", "cryptography", "grpcio", "safetens
 PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec")
 
 FLOWER_VERSION = "1.41.0"
+"""The one that onefed is made and tested for."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Check:
     ok: bool
     needed: bool
     finding: str
-    remedy: str = ""
+    remedy: str
+    """What to do where it is not ok."""
 
 
 def version(*, as_json: bool) -> None:
@@ -52,64 +54,102 @@ def version(*, as_json: bool) -> None:
         sys.stdout.write(f"{name:14}{text}\n")
 
 
-def run() -> int:
+def run(*, as_json: bool) -> int:
     """Print every check; the exit code is FAILED when something that is needed is missing."""
     checks = list(_checks())
+    lacking = [check for check in checks if check.needed and not check.ok]
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(check) for check in checks], indent=1) + "\n")
+    else:
+        _print(checks)
+        if lacking:
+            say(f"Needed before onefed can work here: {', '.join(each.name for each in lacking)}.")
+        else:
+            say("Everything that is needed is here.")
+    return ExitCode.FAILED if lacking else ExitCode.OK
+
+
+def _print(checks: Iterable[Check]) -> None:
     table = Table(box=None, show_header=False)
+    for _ in range(4):
+        table.add_column(overflow="fold")
     for check in checks:
         mark = ("ok", "green") if check.ok else ("missing", "red" if check.needed else "yellow")
-        table.add_row(Text(*mark), check.name, check.finding, Text(check.remedy, style="bold"))
-    Console(soft_wrap=True).print(table)
-    lacking = [check for check in checks if check.needed and not check.ok]
-    if lacking:
-        Console().print(f"{len(lacking)} things are needed before onefed can work here.")
-        return ExitCode.FAILED
-    Console().print("Everything that is needed is here.")
-    return ExitCode.OK
+        # Text: a bracket in a path is no mark-up.
+        remedy = "" if check.ok else check.remedy
+        table.add_row(
+            Text(*mark), Text(check.name), Text(check.finding), Text(remedy, style="bold")
+        )
+    table_console().print(table)
 
 
 def _checks() -> Iterator[Check]:
-    python = platform.python_version()
     yield Check(
-        "Python", sys.version_info >= (3, 11), True, python, "" if sys.version_info >= (3, 11) else
-        "install Python 3.11 or newer",
-    )  # fmt: skip
+        name="Python",
+        ok=sys.version_info >= (3, 11),
+        needed=True,
+        finding=platform.python_version(),
+        remedy="install Python 3.11 or newer",
+    )
     flower = _package("flwr")
     yield Check(
-        "Flower",
-        flower == FLOWER_VERSION,
-        True,
-        flower or "not installed",
-        "" if flower == FLOWER_VERSION else f"pip install flwr=={FLOWER_VERSION}",
+        name="Flower",
+        ok=flower == FLOWER_VERSION,
+        needed=True,
+        finding=flower or "not installed",
+        remedy=f"pip install flwr=={FLOWER_VERSION}",
     )
     for program in PROGRAMS:
         path = Path(sys.executable).parent / program
-        yield Check(program, path.exists(), True, str(path), "" if path.exists() else "make setup")
-    home = state.home(os.environ)
-    place = home
-    while not place.exists():
-        place = place.parent
-    writable = os.access(place, os.W_OK)
-    yield Check("state folder", writable, True, str(home), "" if writable else "set ONEFED_HOME")
-    free = shutil.disk_usage(place).free
-    enough = free > deploy.DISK_FREE_BYTES
+        yield Check(
+            name=program,
+            ok=os.access(path, os.X_OK),
+            needed=True,
+            finding=str(path),
+            remedy=f"pip install --force-reinstall flwr=={FLOWER_VERSION}",
+        )
+    yield from _state_folder()
     yield Check(
-        "disk space", enough, True, f"{free // 2**20} MB free", "" if enough else "free some space"
-    )
-    yield Check(
-        "Linux",
-        sys.platform == "linux",
-        False,
-        platform.system(),
-        "" if sys.platform == "linux" else "elsewhere, killed parents leave children behind",
+        name="Linux",
+        ok=sys.platform == "linux",
+        needed=False,
+        finding=platform.system(),
+        remedy="elsewhere, killed parents leave children behind",
     )
     pillow = importlib.util.find_spec("PIL") is not None
     yield Check(
-        "PNG training data",
-        pillow,
-        False,
-        "Pillow" if pillow else "Pillow is not installed",
-        "" if pillow else "pip install 'onefed[images]'",
+        name="PNG training data",
+        ok=pillow,
+        needed=False,
+        finding="Pillow" if pillow else "Pillow is not installed",
+        remedy="pip install 'onefed[images]'",
+    )
+
+
+def _state_folder() -> Iterator[Check]:
+    try:
+        home = state.home(os.environ)
+    except OnefedError as error:
+        yield Check("state folder", False, True, error.message, error.hint or "")
+        return
+    place = home
+    while not place.exists():
+        place = place.parent
+    usable = place.is_dir() and os.access(place, os.W_OK)
+    yield Check(
+        name="state folder",
+        ok=usable,
+        needed=True,
+        finding=str(home),
+        remedy="name another folder in ONEFED_HOME",
+    )
+    free = shutil.disk_usage(place).free
+    yield Check(
+        name="disk space",
+        ok=free >= deploy.DISK_FREE_BYTES,
+        needed=True,
+        finding=f"{free // 2**20} MB free",
+        remedy=f"free some: {deploy.DISK_FREE_BYTES // 2**20} MB are wanted",
     )
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from onefed.cli.sparkline import sparkline
+from onefed.telemetry import sentences
 from onefed.telemetry.status import FederationView, NodeView, RoundView
 
 ROUNDS_SHOWN = 6
 NODES_SHOWN = 12
+REASONS_SHOWN = 3
 NOTICES_SHOWN = 3
-CHART_WIDTH = 40
-BAR_WIDTH = 40
+CHART_WIDTH_MAX = 40
+BAR_WIDTH_MAX = 40
+
+FRAME_WIDTH = 4
+"""What a panel takes on both sides."""
+
+WIDE = 64
+"""Columns that the tables need with all that is in them; with fewer they keep what matters."""
+
+NARROW = 36
+"""With fewer columns there are lines instead of tables."""
 
 STATE_STYLES = {
     "booting": "yellow",
@@ -37,8 +50,12 @@ STATE_STYLES = {
 def draw(view: FederationView, now: datetime) -> RenderableType:
     """The whole picture: nodes, rounds, charts, times, places."""
     return Group(
-        Panel(_nodes(view.nodes.values()), title=_title(view), title_align="left"),
-        Panel(_training(view), title="training", title_align="left"),
+        Panel(_Fitted(lambda width: _nodes(view, width)), title=_title(view), title_align="left"),
+        Panel(
+            _Fitted(lambda width: _training(view, width)),
+            title=Text(view.status, style=STATE_STYLES.get(view.status, "")),
+            title_align="left",
+        ),
         _footer(view, now),
     )
 
@@ -50,96 +67,160 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+@dataclass
+class _Fitted:
+    """Something that is built for the columns there are."""
+
+    build: Callable[[int], RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.build(options.max_width)
+
+
 def _title(view: FederationView) -> Text:
-    parts = [view.name or "federation", view.app or "", view.strategy or ""]
-    title = Text(" · ".join(part for part in parts if part))
-    return title.append(f" · {view.status}", style=STATE_STYLES.get(view.status, ""))
+    parts = (view.name or "federation", view.app or "", view.strategy or "")
+    return _text(" · ".join(part for part in parts if part))
 
 
-def _nodes(nodes: Iterable[NodeView]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("machine", "state", "partition", "last reply", "now"):
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    every = list(nodes)
-    for node in every[:NODES_SHOWN]:
-        reply = (
-            f"round {node.last_reply_round}"
-            + (f", {node.last_train_seconds:.1f} s" if node.last_train_seconds is not None else "")
-            if node.last_reply_round is not None
-            else ""
-        )
-        doing = node.reason or ("" if node.ready else node.boot_step or "")
-        table.add_row(
-            Text(node.vm or node.node_id or "?"),
-            Text(node.state, style=STATE_STYLES.get(node.state, "")),
-            "" if node.partition is None else str(node.partition),
-            reply,
-            Text(doing.splitlines()[0] if doing else "", style="dim"),
-        )
-    if len(every) > NODES_SHOWN:
-        table.add_row(f"and {len(every) - NODES_SHOWN} more", "", "", "", "")
+def _nodes(view: FederationView, width: int) -> RenderableType:
+    every = list(view.nodes.values())
     if not every:
-        table.add_row(Text("no machine yet", style="dim"), "", "", "", "")
-    return table
-
-
-def _training(view: FederationView) -> RenderableType:
-    total = view.rounds_total or 0
-    progress = Table.grid(padding=(0, 2))
-    progress.add_row(
-        f"round {view.rounds_done} of {total}" if total else "no round yet",
-        ProgressBar(total=max(total, 1), completed=view.rounds_done, width=BAR_WIDTH),
-        Text(f"now training round {view.round_current}" if view.round_current else "", "dim"),
-    )
-    done = [each for each in view.rounds if each.done]
-    parts: list[RenderableType] = [progress]
-    if done:
-        parts += [Text(), _charts(done), Text(), _rounds(done[-ROUNDS_SHOWN:])]
-    if view.details:
-        parts.append(Text(view.details, style="yellow"))
+        return Text("no machine yet", style="dim")
+    shown, hidden = every[:NODES_SHOWN], every[NODES_SHOWN:]
+    parts = [_node_lines(shown) if width < NARROW else _node_table(shown, width)]
+    if hidden:
+        counts = Counter(node.state for node in hidden)
+        states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        parts.append(Text(f"and {len(hidden)} more: {states}", style="dim"))
+    troubled = [node for node in every if node.reason]
+    parts += [
+        _text(f"{_called(node)}: {_first_line(node.reason or '')}", style="red")
+        for node in troubled[:REASONS_SHOWN]
+    ]
     return Group(*parts)
 
 
-def _charts(done: list[RoundView]) -> Table:
-    charts = Table.grid(padding=(0, 2))
+def _node_lines(nodes: Sequence[NodeView]) -> RenderableType:
+    return Group(
+        *(
+            _text(_called(node)).append(f" {node.state}", style=STATE_STYLES.get(node.state, ""))
+            for node in nodes
+        )
+    )
+
+
+def _node_table(nodes: Sequence[NodeView], width: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    columns = ("machine", "state", "partition", "last reply", "boot step")
+    kept = len(columns) if width >= WIDE else 2
+    for column in columns[:kept]:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for node in nodes:
+        cells = (
+            _text(_called(node)),
+            Text(node.state, style=STATE_STYLES.get(node.state, "")),
+            Text("" if node.partition is None else str(node.partition)),
+            Text(_last_reply(node)),
+            _text("" if node.ready or node.boot_step is None else node.boot_step, style="dim"),
+        )
+        table.add_row(*cells[:kept])
+    return table
+
+
+def _last_reply(node: NodeView) -> str:
+    if node.last_reply_round is None:
+        return ""
+    seconds = node.last_train_seconds
+    return f"round {node.last_reply_round}" + ("" if seconds is None else f", {seconds:.1f} s")
+
+
+def _training(view: FederationView, width: int) -> RenderableType:
+    total = view.rounds_total or 0
+    line = Text(f"round {view.rounds_done} of {total}" if total else "no round yet")
+    if view.round_current:
+        line.append(f", training round {view.round_current}", style="dim")
+    bar = ProgressBar(
+        total=max(total, 1), completed=view.rounds_done, width=min(width, BAR_WIDTH_MAX)
+    )
+    parts: list[RenderableType] = [line, bar]
+    done = [each for each in view.rounds if each.done]
+    if done:
+        parts += [Text(), *_charts(done, width)]
+        if width >= NARROW:
+            parts += [Text(), _rounds(done[-ROUNDS_SHOWN:], width)]
+    if view.details:
+        parts.append(_text(view.details, style="yellow"))
+    return Group(*parts)
+
+
+def _charts(done: Sequence[RoundView], width: int) -> list[RenderableType]:
+    charts: list[RenderableType] = []
     for name, values, style in (
         ("accuracy", [each.accuracy for each in done], "green"),
-        ("loss", [each.loss for each in done], "magenta"),
+        ("loss    ", [each.loss for each in done], "magenta"),
     ):
         known = [value for value in values if value is not None]
-        if known:
-            chart = Text(sparkline(values, CHART_WIDTH), style=style)
-            charts.add_row(name, chart, f"{known[0]:.4f} → {known[-1]:.4f}")
+        if not known:
+            continue
+        numbers = f"{_number(known[0])} → {_number(known[-1])}"
+        room = min(CHART_WIDTH_MAX, width - len(name) - len(numbers) - len("    "))
+        chart = Text(f"{name}  ")
+        if room > 0:
+            chart.append(sparkline(values, room) + "  ", style=style)
+        charts.append(chart.append(numbers))
     return charts
 
 
-def _rounds(rounds: list[RoundView]) -> Table:
+def _rounds(rounds: Sequence[RoundView], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("round", "accuracy", "loss", "clients", "seconds"):
-        table.add_column(column, justify="right")
+    columns = ("round", "accuracy", "loss", "clients", "seconds")
+    kept = len(columns) if width >= WIDE else 3
+    for column in columns[:kept]:
+        table.add_column(column, justify="right", no_wrap=True)
     for each in rounds:
-        table.add_row(
+        cells = (
             str(each.round),
-            "" if each.accuracy is None else f"{each.accuracy:.4f}",
-            "" if each.loss is None else f"{each.loss:.4f}",
+            _number(each.accuracy),
+            _number(each.loss),
             str(each.responded),
             "" if each.seconds is None else f"{each.seconds:.1f}",
         )
+        table.add_row(*cells[:kept])
     return table
 
 
 def _footer(view: FederationView, now: datetime) -> RenderableType:
     elapsed, left = view.elapsed_seconds(now), view.eta_seconds()
-    times = [
+    times = (
         f"elapsed {duration(elapsed)}" if elapsed is not None else "",
         f"about {duration(left)} left" if left else "",
         f"restarts {view.restarts}" if view.restarts else "",
         f"failures {view.failures}" if view.failures else "",
-    ]
+    )
     lines = [Text(" · ".join(part for part in times if part))]
     if view.directory:
-        lines.append(Text(f"logs and state  {view.directory}", style="dim"))
+        lines.append(_text(f"logs and state  {view.directory}", style="dim"))
     if view.checkpoint:
-        lines.append(Text(f"checkpoint      {view.checkpoint}", style="dim"))
-    lines += [Text(notice, style="yellow") for notice in view.notices[-NOTICES_SHOWN:]]
+        lines.append(_text(f"checkpoint      {view.checkpoint}", style="dim"))
+    lines += [_text(notice, style="yellow") for notice in view.notices[-NOTICES_SHOWN:]]
     return Group(*lines)
+
+
+def _number(value: float | None) -> str:
+    """Four decimals, or four digits of a number that would be long."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def _called(node: NodeView) -> str:
+    return node.vm or node.node_id or "?"
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "")
+
+
+def _text(text: str, style: str = "") -> Text:
+    """What came from elsewhere: one line, in which nothing moves the cursor or is mark-up."""
+    return Text(sentences.visible(text), style=style)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import click
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from onefed import context as variables
 from onefed.cli import doctor, look, start
-from onefed.cli.screen import LogFormat
-from onefed.errors import ExitCode, OnefedError
+from onefed.cli.screen import LogFormat, error_console
+from onefed.errors import ExitCode, OnefedError, StorageError
 from onefed.local import deploy
+from onefed.telemetry import sentences
+
+ROUNDS_MAX = 2**31 - 1
+"""As in the table of context variables."""
 
 app = typer.Typer(
     name="onefed",
@@ -24,18 +31,34 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click suggests by itself
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-model = typer.Typer(help="Models that federations have trained.", no_args_is_help=True)
+model = typer.Typer(
+    help="Models that federations have trained.", no_args_is_help=True, suggest_commands=False
+)
 app.add_typer(model, name="model")
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", help="Number of nodes (SuperNodes).")]
-Rounds = Annotated[int | None, typer.Option("--rounds", "-r", help="Rounds to train. [default: 5]")]
+Rounds = Annotated[
+    int | None,
+    typer.Option("--rounds", "-r", help="Rounds to train.", show_default=deploy.LAPTOP_ROUNDS),
+]
 Strategy = Annotated[
-    str | None, typer.Option("--strategy", help="Aggregation rule. [default: FedAvg]")
+    str | None,
+    typer.Option(
+        "--strategy",
+        help="Aggregation rule.",
+        show_default=variables.VARIABLES["FL_STRATEGY"].default,
+    ),
 ]
 UseCase = Annotated[
-    str | None, typer.Option("--use-case", help="Built-in app. [default: image-classification]")
+    str | None,
+    typer.Option(
+        "--use-case",
+        help="Built-in app.",
+        show_default=variables.VARIABLES["FL_USE_CASE"].default,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -49,13 +72,19 @@ ContextFile = Annotated[
     Path | None, typer.Option("--context", help="File of context variables, NAME='value' lines.")
 ]
 Name = Annotated[
-    str | None, typer.Option("--name", help="Name of the federation. [default: fed-1, fed-2, ...]")
+    str | None,
+    typer.Option("--name", help="Name of the federation.", show_default="fed-1, fed-2, ..."),
 ]
 Dir = Annotated[
     Path | None,
-    typer.Option("--dir", help="Folder that holds all of it. [default: NAME in ONEFED_HOME]"),
+    typer.Option("--dir", help="Folder that holds all of it.", show_default="NAME in ONEFED_HOME"),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run. [default: 0]")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", help="Seed of the run.", show_default=variables.VARIABLES["FL_SEED"].default
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="Folder with a folder of training files per node: 0, 1, ..."),
@@ -71,7 +100,7 @@ Format = Annotated[
     LogFormat, typer.Option("--log-format", help="What is printed: for people, or JSON lines.")
 ]
 Federation = Annotated[
-    str | None, typer.Argument(help="Name of the federation. [default: the one that runs]")
+    str | None, typer.Argument(help="Name of the federation.", show_default="the one that runs")
 ]
 
 
@@ -94,9 +123,19 @@ def up(
 ) -> None:
     """Start a federation on this machine, train a built-in app, and show it live."""
     request = deploy.Request(
-        nodes, rounds, strategy, use_case, None, set_ or [], context, seed, data, name, dir_,
-        replace,
-    )  # fmt: skip
+        nodes=nodes,
+        rounds=rounds,
+        strategy=strategy,
+        use_case=use_case,
+        app=None,
+        assignments=set_ or [],
+        context_file=context,
+        seed=seed,
+        data=data,
+        name=name,
+        folder=dir_,
+        replace=replace,
+    )
     raise typer.Exit(start.run(request, summary=summary, detach=detach, log_format=log_format))
 
 
@@ -119,9 +158,19 @@ def run(
 ) -> None:
     """Start a federation on this machine and train a Flower app of your own."""
     request = deploy.Request(
-        nodes, rounds, strategy, None, app_folder, set_ or [], context, seed, data, name, dir_,
-        replace,
-    )  # fmt: skip
+        nodes=nodes,
+        rounds=rounds,
+        strategy=strategy,
+        use_case=None,
+        app=app_folder,
+        assignments=set_ or [],
+        context_file=context,
+        seed=seed,
+        data=data,
+        name=name,
+        folder=dir_,
+        replace=replace,
+    )
     raise typer.Exit(start.run(request, summary=summary, detach=detach, log_format=log_format))
 
 
@@ -129,7 +178,8 @@ def run(
 def resume(
     name: Annotated[str, typer.Argument(help="Name of the federation.")],
     rounds: Annotated[
-        int | None, typer.Option("--rounds", "-r", min=1, help="New total, to train longer.")
+        int | None,
+        typer.Option("--rounds", "-r", min=1, max=ROUNDS_MAX, help="New total, to train longer."),
     ] = None,
     summary: SummaryFile = None,
     detach: Detach = False,
@@ -162,10 +212,15 @@ def logs(
     part: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ROLE[/N]]", help="superlink, supernode or supernode/N. [default: events]"
+            metavar="[ROLE[/N]]",
+            help="The machines: superlink, supernode or supernode/N.",
+            show_default="what happened, in one line per event",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the federation.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the federation.", show_default="the one that runs"),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
 ) -> None:
     """Print what happened, or what the programs of a machine wrote."""
@@ -207,36 +262,103 @@ def version(
 
 
 @app.command("doctor")
-def doctor_() -> None:
+def doctor_(
+    json_: Annotated[bool, typer.Option("--json", "-j", help="As JSON.")] = False,
+) -> None:
     """Show what is missing on this machine, and how to get it."""
-    raise typer.Exit(doctor.run())
+    raise typer.Exit(doctor.run(as_json=json_))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; every error ends in one message and its exit code (docs/exit-codes.md)."""
+    _prepare_streams()
+    code = _run(sys.argv[1:] if arguments is None else list(arguments))
     try:
-        code = app(arguments, standalone_mode=False)
-    except click.exceptions.Abort:
-        code = ExitCode.INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except OnefedError as error:
-        show_error(error)
-        code = error.exit_code
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone, and with it the wish for more; not even a flush may complain.
+        _forget_output()
+    raise SystemExit(int(code))
+
+
+def command() -> click.Command:
+    """The whole program."""
+    built = typer.main.get_command(app)
+    _restore_help(built)
+    return built
+
+
+def _restore_help(built: click.Command) -> None:
+    """Give arguments their help: typer 0.20, which flwr wants, loses it beside click 8.5."""
+    if isinstance(built, click.Group):
+        for child in built.commands.values():
+            _restore_help(child)
+        return
+    hints = typing.get_type_hints(built.callback, include_extras=True)
+    for parameter in built.params:
+        for about in typing.get_args(hints.get(parameter.name or "")):
+            if isinstance(about, typer.models.ArgumentInfo):
+                setattr(parameter, "help", about.help)  # noqa: B010  # click declares it later
+
+
+def _run(arguments: list[str]) -> int:
+    program = command()
+    try:
+        with program.make_context("onefed", arguments) as context:
+            program.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.exceptions.NoArgsIsHelpError:
+        return ExitCode.USAGE  # the help is printed by now
+    except click.ClickException as error:
+        return _show(_in_our_words(error))
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    except OnefedError as error:
+        return _show(error)
+    except BrokenPipeError:
+        _forget_output()  # the reader has gone, and with it the wish for more
+    except OSError as error:
+        return _show(StorageError(f"The system refused: {error}", hint="See: onefed doctor"))
+    return ExitCode.OK
+
+
+def _show(error: OnefedError) -> int:
+    """Print the message, and what to do next, on standard error; returns the exit code."""
+    console = error_console()
+    with contextlib.suppress(BrokenPipeError):
+        console.print(Text.assemble(("error: ", "bold red"), _visible(error.message)))
+        if error.hint:
+            console.print(Text.assemble(("next:  ", "bold"), _visible(error.hint)))
+    return error.exit_code
+
+
+def _visible(text: str) -> str:
+    """What an app or a path holds may not move the cursor; lines stay lines."""
+    return "\n".join(sentences.visible(line) for line in text.split("\n"))
+
+
+def _in_our_words(error: click.ClickException) -> OnefedError:
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "onefed"
+    ours = OnefedError(error.format_message(), hint=f"See: {path} --help")
+    ours.exit_code = ExitCode.USAGE
+    return ours
+
+
+def _prepare_streams() -> None:
+    """Have three streams that can print any path, whatever we were started with."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It was closed. Without this the next file that is opened would take its number.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_output() -> None:
+    """Let what is left to print, even the last flush, go nowhere."""
+    with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.OK
-    raise SystemExit(int(code or ExitCode.OK))
-
-
-def show_error(error: OnefedError) -> None:
-    """The message, and what to do next, on standard error."""
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), error.message))
-    if error.hint:
-        console.print(Text.assemble(("next:  ", "bold"), error.hint))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Where a federation is shown: a terminal, plain lines, or JSON lines."""
+"""Where things are shown: the consoles, and for a federation that lives a terminal, plain lines, or
+JSON lines."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onefed.cli import live
-from onefed.telemetry import events, lines
+from onefed.telemetry import events, lines, sentences
 from onefed.telemetry.lines import Record
 from onefed.telemetry.status import FederationView
 
@@ -27,11 +28,48 @@ STEPS_SAID = frozenset({"done", "failed"})
 """Boot steps that are worth a line; ``onefed logs`` has the skipped and unchanged ones, too."""
 
 
+PICTURE_WIDTH_MIN = 20
+"""A terminal may say that it has fewer columns; nothing can be drawn in them."""
+
+TABLE_WIDTH = 1000
+"""Of tables for a pipe or a file: wide enough that nothing in them is cut."""
+
+
 class LogFormat(enum.StrEnum):
     """What ``--log-format`` takes."""
 
     TEXT = "text"
     JSON = "json"
+
+
+class _Console(Console):
+    """Says that its reader has gone with the error that everything else says it with."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def say(text: str) -> None:
+    """One line on standard output."""
+    _print_line(sentences.visible(text))
+
+
+def picture_console() -> Console:
+    """For what is drawn: as wide as the terminal, or COLUMNS, or 80."""
+    found = _Console(highlight=False)
+    if found.width >= PICTURE_WIDTH_MIN:
+        return found
+    return _Console(highlight=False, width=PICTURE_WIDTH_MIN)
+
+
+def table_console() -> Console:
+    """For tables: in a pipe or a file they are as wide as they are, so that nothing is cut."""
+    return _Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH)
+
+
+def error_console() -> Console:
+    """For what went wrong; lines are not wrapped."""
+    return _Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class Screen(Protocol):
@@ -65,14 +103,14 @@ class Terminal:
     """A picture that is drawn anew in place."""
 
     def __init__(self) -> None:
-        self._console = Console()
+        self._console = picture_console()
         self._live = Live(console=self._console, refresh_per_second=5, transient=False)
 
     def open(self) -> AbstractContextManager[object]:
         return self._live
 
     def say(self, text: str) -> None:
-        self._console.print(Text(text, style="dim"))
+        self._console.print(Text(sentences.visible(text), style="dim"))
 
     def show(self, view: FederationView, records: Sequence[Record]) -> None:
         del records
@@ -85,14 +123,11 @@ class Terminal:
 class PlainLines:
     """One line per event, for a pipe or a file."""
 
-    def __init__(self) -> None:
-        self._console = Console(soft_wrap=True, highlight=False, width=200)
-
     def open(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def say(self, text: str) -> None:
-        self._print(text)
+        say(text)
 
     def show(self, view: FederationView, records: Sequence[Record]) -> None:
         for record in records:
@@ -101,14 +136,10 @@ class PlainLines:
                 continue
             if isinstance(event, events.BootStep) and event.status not in STEPS_SAID:
                 continue
-            self._print(lines.text_line(record, rounds_total=view.rounds_total))
+            _print_line(lines.text_line(record, rounds_total=view.rounds_total))
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        self._console.print(_result(summary))
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False)
-        self._console.file.flush()
+        table_console().print(_result(summary))
 
 
 class JsonLines:
@@ -120,19 +151,20 @@ class JsonLines:
     def say(self, text: str) -> None:
         notice = events.Notice("INFO", text)
         now = datetime.now(UTC)
-        self._print(lines.event_line(notice, timestamp=now, role="cli", source="cli"))
+        _print_line(lines.event_line(notice, timestamp=now, role="cli", source="cli"))
 
     def show(self, view: FederationView, records: Sequence[Record]) -> None:
         del view
         for record in records:
-            self._print(lines.record_line(record))
+            _print_line(lines.record_line(record))
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        self._print(lines.encode({"event": "summary", "data": dict(summary)}))
+        _print_line(lines.encode({"event": "summary", "data": dict(summary)}))
 
-    def _print(self, line: str) -> None:
-        sys.stdout.write(line.rstrip("\n") + "\n")
-        sys.stdout.flush()
+
+def _print_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _result(summary: Mapping[str, object]) -> Panel:
@@ -155,7 +187,8 @@ def _result(summary: Mapping[str, object]) -> Panel:
         rows.append(("next", f"onefed resume {summary['name']}"))
     for name, value in rows:
         if value is not None:
-            table.add_row(Text(name, style="dim"), Text(str(value), overflow="fold"))
+            text = "\n".join(map(sentences.visible, str(value).splitlines()))
+            table.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
     status = str(summary["status"])
     title = Text(f"{summary['name']}: {status}", style=live.STATE_STYLES.get(status, ""))
     return Panel(table, title=title, title_align="left", expand=False)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
-from onefed.cli.screen import LogFormat, Screen, screen_for
+from onefed.appliance import machine
+from onefed.cli.screen import LogFormat, Screen, say, screen_for
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 from onefed.local import deploy, state
 from onefed.local import summary as summaries
 from onefed.local.state import StateDir
-from onefed.telemetry.log import Follower
 from onefed.telemetry.status import FederationView, fold
 
 LOOK_S = 0.2
@@ -28,11 +26,34 @@ LOOK_S = 0.2
 DOWN_LIMIT_S = 900.0
 """A round in flight may take its whole timeout before it is saved."""
 
+STOP_LIMIT_S = 90.0
+"""For a stop at once: twice what the cloud gives its machines, and some."""
+
+
+LAST_LINES = 8
+"""Of the cloud's log, where it left no summary."""
+
+UNDER_WAY = ("training", "stalled", "finished")
+"""What a federation is once ``--detach`` need not wait any longer."""
+
+
+class WhichError(OnefedError):
+    """Several federations could be meant, and guessing would do harm."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ReaderGoneError(OnefedError):
+    """Whoever read our output has gone, and an attached federation was stopped with it."""
+
+    exit_code = ExitCode.INTERRUPTED
+
 
 def run(
     request: deploy.Request, *, summary: Path | None, detach: bool, log_format: LogFormat
 ) -> int:
     """Start a new federation; returns the exit code."""
+    _check_summary_file(summary)
     prepared = deploy.prepare(request, os.environ)
     directory = deploy.create(prepared, request, os.environ)
     screen = screen_for(log_format)
@@ -45,12 +66,13 @@ def resume(
     name: str, *, rounds: int | None, summary: Path | None, detach: bool, log_format: LogFormat
 ) -> int:
     """Continue a federation that does not run; returns the exit code."""
+    _check_summary_file(summary)
     directory = state.find(state.home(os.environ), name)
+    spec = directory.read_spec()
     if state.owner(directory) is not None:
         raise InUseError(
             f"The federation {name!r} is running.", hint=f"Look at it: onefed status {name}"
         )
-    spec = directory.read_spec()
     screen = screen_for(log_format)
     if not spec.managed:
         screen.say("This app runs its own ServerApp, which begins anew: Flower has no resume.")
@@ -63,91 +85,162 @@ def resume(
 def down(name: str | None, *, now: bool, purge: bool) -> None:
     """Stop a federation, and with ``purge`` discard it."""
     base = state.home(os.environ)
-    directory = state.find(base, name)
-    spec = directory.read_spec()
-    console = Console(soft_wrap=True)
-    cloud = state.owner(directory)
-    if cloud is None:
-        left = state.end_processes(directory)
-        console.print(
-            f"{spec.name} was not running; {left} left-over processes were ended."
-            if left
-            else f"{spec.name} is not running."
-        )
+    directory = state.find(base, name) if name else _only_one(base, purge=purge)
+    name = name or directory.read_spec().name
+    if state.owner(directory) is not None:
+        _stop(directory, name, now=now)
+    elif left := state.end_processes(directory):
+        say(f"{name} was not running; {left} left-over processes were ended.")
     else:
-        _stop(directory, cloud, console, now=now)
+        say(f"{name} is not running.")
     if purge:
         deploy.remove(directory, base)
-        console.print(f"{spec.name} and everything it trained is gone.")
+        say(f"{name} and everything it trained is gone.")
 
 
-def _stop(directory: StateDir, cloud: int, console: Console, *, now: bool) -> None:
-    name = directory.read_spec().name
-    console.print(
-        f"Stopping {name}." if now else f"Stopping {name} once the round in flight is saved."
-    )
-    os.kill(cloud, signal.SIGTERM if now else signal.SIGINT)
-    limit = time.monotonic() + DOWN_LIMIT_S
+def _only_one(base: Path, *, purge: bool) -> StateDir:
+    """The federation that is meant without a name: of those that run, or to discard, of all."""
+    every = state.all_of(base)
+    candidates = every if purge else state.running(every)
+    if len(candidates) > 1:
+        names = ", ".join(each.read_spec().name for each in candidates)
+        raise WhichError(
+            f"There are several federations: {names}.", hint="Name the one: onefed down NAME"
+        )
+    return candidates[0] if candidates else state.find(base, None)
+
+
+def _stop(directory: StateDir, name: str, *, now: bool) -> None:
+    say(f"Stopping {name}." if now else f"Stopping {name} once the round in flight is saved.")
+    ended = not now and _ends(directory, signal.SIGINT, DOWN_LIMIT_S)
+    ended = ended or _ends(directory, signal.SIGTERM, STOP_LIMIT_S)
+    if not ended:
+        state.end_processes(directory)  # the cloud is one of them
+    try:
+        outcome = summaries.read(directory.summary)
+    except StorageError:
+        say(f"{name} is down, and left no word. Continue it: onefed resume {name}")
+    else:
+        done, total = outcome["rounds_done"], outcome["rounds_total"]
+        say(f"{name} is down after round {done} of {total}.")
+
+
+def _ends(directory: StateDir, number: signal.Signals, limit_s: float) -> bool:
+    """Ask the cloud to stop; whether it did in time."""
+    limit = time.monotonic() + limit_s
+    asked = False
     while state.owner(directory) is not None:
         if time.monotonic() > limit:
-            os.kill(cloud, signal.SIGTERM)
-            limit += DOWN_LIMIT_S
+            return False
+        asked = asked or state.signal_owner(directory, number)
         time.sleep(LOOK_S)
-    outcome = summaries.read(directory.summary)
-    done, total = outcome["rounds_done"], outcome["rounds_total"]
-    console.print(f"{name} is down after round {done} of {total}.")
+    return True
 
 
 def _run(directory: StateDir, screen: Screen, *, summary: Path | None, detach: bool) -> int:
+    started = time.monotonic()
     directory.summary.unlink(missing_ok=True)
-    follower = Follower(directory.events)
-    follower.poll()  # what earlier starts said
-    cloud = deploy.start(directory, os.environ, attached=not detach)
+    follower = state.news(directory)
+    cloud = deploy.start(
+        directory, os.environ, attached=not detach, summary=summary if detach else None
+    )
     view = FederationView()
-    with _forwarding(cloud), screen.open():
-        while True:
-            ended = cloud.poll() is not None  # before reading, so that nothing is missed
-            records = follower.poll()
-            view = fold(records, view)
-            screen.show(view, records)
-            if ended or (detach and view.status == "training"):
-                break
-            time.sleep(LOOK_S)
+    try:
+        with _forwarding(cloud), screen.open():
+            while True:
+                ended = cloud.poll() is not None  # before reading, so that nothing is missed
+                records = follower.poll()
+                view = fold(records, view)
+                screen.show(view, records)
+                if ended or (detach and view.status in UNDER_WAY):
+                    break
+                time.sleep(LOOK_S)
+    except BaseException as error:
+        if detach:
+            raise
+        cloud.terminate()  # an attached federation ends with its screen
+        cloud.wait()
+        if isinstance(error, BrokenPipeError):
+            name = directory.read_spec().name
+            raise ReaderGoneError(
+                f"Nobody reads the output any more, so {name} was stopped.",
+                hint=f"Continue it: onefed resume {name}",
+            ) from None
+        raise
     if not ended:
         screen.say(
             f"{view.name} is training. Look at it: onefed status {view.name}; "
             f"stop it: onefed down {view.name}"
         )
         return ExitCode.OK
-    return _outcome(directory, cloud, screen, summary)
+    if not directory.summary.exists():
+        _bury(directory, cloud.returncode, view, seconds=time.monotonic() - started)
+    return _outcome(directory, screen, summary)
 
 
-def _outcome(
-    directory: StateDir, cloud: subprocess.Popen[bytes], screen: Screen, summary: Path | None
-) -> int:
-    try:
-        document = summaries.read(directory.summary)
-    except OSError:
-        state.end_processes(directory)
-        raise OnefedError(
-            f"The cloud of the federation ended without a word (exit code {cloud.returncode}).",
-            hint=f"Its log is {directory.log}; onefed resume continues the federation.",
-        ) from None
+def _bury(directory: StateDir, exit_code: int, view: FederationView, *, seconds: float) -> None:
+    """Say in its place how a federation ended whose cloud was killed or could not start.
+
+    Raises:
+        InUseError: another cloud holds the folder, so nothing ended.
+    """
+    if state.owner(directory) is not None:
+        raise InUseError(
+            f"{directory.folder} is in use: its federation is running already.",
+            hint="Look at it with: onefed status",
+        )
+    state.end_processes(directory)
+    last_words = machine.last_lines(directory.log, LAST_LINES)
+    error = "\n".join(
+        (
+            f"The cloud of the federation ended before its time (exit code {exit_code}).",
+            *(f"  {line}" for line in last_words),
+            f"Its log is {directory.log}; onefed resume continues the federation.",
+        )
+    )
+    outcome = summaries.make(directory, directory.read_spec(), view, error=error, seconds=seconds)
+    code = ExitCode.FAILED
+    with contextlib.suppress(ValueError):
+        code = ExitCode(exit_code) or code
+    summaries.write(summaries.with_exit_code(outcome, code), directory.summary)
+
+
+def _outcome(directory: StateDir, screen: Screen, summary: Path | None) -> int:
+    document = summaries.read(directory.summary)
+    screen.finish(document)
     if summary is not None:
         try:
             shutil.copyfile(directory.summary, summary)
         except OSError as error:
             raise StorageError(
-                f"The summary cannot be written to {summary}: {error.strerror}.",
+                f"The summary cannot be written to {summary}: {error.strerror or error}.",
                 hint=f"It is also in {directory.summary}.",
             ) from error
-    screen.finish(document)
     code = document["exit_code"]
     assert isinstance(code, int), "summary.write wrote it"
     return code
 
 
-@contextmanager
+def _check_summary_file(path: Path | None) -> None:
+    """A training is too long to find out at its end that there is nowhere to write."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir():
+        problem = "it is a folder"
+    elif not folder.is_dir():
+        problem = f"there is no folder {folder}"
+    elif not os.access(folder, os.W_OK):
+        problem = f"{folder} is not writable"
+    else:
+        return
+    raise StorageError(
+        f"The summary cannot be written to {path}: {problem}.",
+        hint="Name a file in a folder that exists and can be written to.",
+    )
+
+
+@contextlib.contextmanager
 def _forwarding(cloud: subprocess.Popen[bytes]) -> Iterator[None]:
     """Pass Ctrl-C on: the cloud saves the round in flight, and at the second one stops at once."""
 

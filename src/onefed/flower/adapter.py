@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import zipfile
+import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import httpx
 from flwr.cli.build import build_fab_from_files
-from flwr.cli.utils import collect_files
+from flwr.cli.utils import collect_files, validate_project_name
 from flwr.common.config import get_fab_config, validate_config
 from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
@@ -42,6 +43,9 @@ FLOWER_VERSION = "1.41.0"
 
 NODE_ONLINE = "online"
 """``NodeStatus.status`` of a node whose heartbeat is current (supercore/constant.py)."""
+
+KEY_KNOWN = "already in use"
+"""In Flower's refusal of a key that it has (supercore/error/catalog.py)."""
 
 ANSWER_LENGTH_MAX = 500
 """Characters of a refusal that are kept."""
@@ -68,6 +72,10 @@ class KeyKnownError(SuperLinkError):
 
 class UnknownRunError(SuperLinkError):
     """The SuperLink has no run of this id: its database is another one by now."""
+
+
+class RunRefusedError(SuperLinkError):
+    """The SuperLink takes no run of this app with this configuration."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +111,19 @@ class Control:
     """
 
     def __init__(self, address: str, ca_certificate: Path | None) -> None:
-        self._address = address
-        self._ca_certificate = ca_certificate
-        self._client = ControlHttpClient.from_server_address(
-            server_address=address,
-            insecure=ca_certificate is None,
-            root_certificates=None if ca_certificate is None else ca_certificate.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-        )
+        """``ca_certificate`` is a PEM file; None means plain HTTP."""
+        try:
+            self._client = ControlHttpClient.from_server_address(
+                server_address=address,
+                insecure=ca_certificate is None,
+                root_certificates=None if ca_certificate is None else ca_certificate.read_bytes(),
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            )
+        except (OSError, ValueError) as error:
+            raise SuperLinkError(
+                f"The CA certificate {ca_certificate} cannot be used: {error}",
+                hint="The boot step SL-07a makes it; boot the coordinator again.",
+            ) from error
 
     def close(self) -> None:
         """Close idle connections; a SuperLink waits for them when it stops."""
@@ -136,7 +149,7 @@ class Control:
                     RegisterNodeRequest(public_key=public_key, name=name)
                 )
         except SuperLinkError as error:
-            if "already in use" in error.answer:
+            if KEY_KNOWN in error.answer:
                 raise KeyKnownError(error.message, status=error.status) from error
             raise
         return int(answer.node_id)
@@ -151,16 +164,30 @@ class Control:
         )
 
     def start_run(self, fab: bytes, overrides: RunConfig) -> int:
-        """Submit a run of ``fab``; every key of ``overrides`` must exist in the app's config."""
-        with _asking("submit the run"):
-            answer = self._client.StartRun(
-                StartRunRequest(
-                    fab=Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab),
-                    override_config=user_config_to_proto(dict(overrides)),
-                )
+        """Submit a run of ``fab``; every key of ``overrides`` must exist in the app's config.
+
+        Raises:
+            RunRefusedError: this app with this configuration will never be accepted.
+            SuperLinkError: it was not accepted now.
+        """
+        try:
+            request = StartRunRequest(
+                fab=Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab),
+                override_config=user_config_to_proto(dict(overrides)),
             )
+        except ValueError as error:
+            raise RunRefusedError(f"The run configuration cannot be sent: {error}") from error
+        try:
+            with _asking("submit the run"):
+                answer = self._client.StartRun(request)
+        except SuperLinkError as error:
+            if httpx.codes.is_client_error(error.status or 0):
+                raise RunRefusedError(
+                    error.message, hint=error.hint, status=error.status, answer=error.answer
+                ) from error
+            raise
         if not answer.HasField("run_id"):
-            raise SuperLinkError("The SuperLink accepted no run.", hint="Its log says why.")
+            raise RunRefusedError("The SuperLink accepted no run.", hint="Its log says why.")
         return int(answer.run_id)
 
     def run_status(self, run_id: int) -> RunStatus:
@@ -191,13 +218,25 @@ class Control:
                 yield piece.log_output
 
 
-def config_errors(config: Mapping[str, object], app_folder: Path) -> list[str]:
-    """What Flower finds wrong with an app's ``pyproject.toml``, its component modules included."""
+def config_errors(config: Mapping[str, object]) -> list[str]:
+    """What Flower finds wrong with an app's ``pyproject.toml``.
+
+    Its look at the modules is left out: it imports the packages above them, into this process.
+    """
     try:
-        _, errors, _ = validate_config(dict(config), check_module=True, project_dir=app_folder)
+        _, errors, _ = validate_config(dict(config), check_module=False)
     except (ValueError, TypeError, AttributeError) as error:
         return [str(error)]
     return list(errors)
+
+
+def name_error(name: str) -> str | None:
+    """Why Flower takes no app of this name, or None."""
+    try:
+        validate_project_name(name, "[project] name")
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def app_files(app_folder: Path) -> dict[str, Path]:
@@ -213,7 +252,7 @@ def fab_config(fab: bytes) -> Mapping[str, Any]:
     """
     try:
         return get_fab_config(fab)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:  # whatever hostile bytes make zipfile and zlib raise
         raise ValueError(f"not a Flower app bundle: {error}") from error
 
 
@@ -223,7 +262,10 @@ def build_fab(files: Mapping[str, bytes | Path]) -> bytes:
     Raises:
         ValueError: too large, too deep, or an invalid configuration.
     """
-    return build_fab_from_files(files)[0]
+    with warnings.catch_warnings():
+        # Flower names its ignore patterns in a way that pathspec 1 deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return build_fab_from_files(files)[0]
 
 
 @contextlib.contextmanager
@@ -232,19 +274,31 @@ def _asking(action: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
-        status = error.response.status_code
-        try:
-            answer = error.response.text[:ANSWER_LENGTH_MAX]
-        except httpx.ResponseNotRead:
-            answer = ""
+        status, answer = error.response.status_code, _words(error.response)
         raise SuperLinkError(
-            f"Could not {action}: the SuperLink answered {status} {answer}".rstrip() + ".",
+            f"Could not {action}: the SuperLink answered {status}: {answer}",
             hint="The SuperLink's log says why.",
             status=status,
             answer=answer,
         ) from error
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: closed meanwhile
         raise SuperLinkError(
             f"Could not {action}: {type(error).__name__}: {error}",
             hint="The SuperLink may be down; its log says why.",
         ) from error
+    except ValueError as error:
+        raise SuperLinkError(
+            f"Could not {action}: {error}",
+            hint="What answers there is no SuperLink, or not one of this version.",
+        ) from error
+
+
+def _words(response: httpx.Response) -> str:
+    """Why a request was refused: Flower puts it into a small JSON document (supercore/error)."""
+    text = response.text
+    try:
+        said = json.loads(text)
+        text = " ".join(str(said[key]) for key in ("detail", "extra") if key in said)
+    except (ValueError, TypeError):
+        pass
+    return " ".join(text.split())[:ANSWER_LENGTH_MAX] or "no reason given"

@@ -12,12 +12,16 @@ Any other app runs its own ServerApp, untouched, inside our federation.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,8 +39,13 @@ SERVER_MODULE = "onefed_server_app"
 IMPORT_CHECK_TIMEOUT_S = 120.0
 """Importing torch from a cold disk takes up to a minute."""
 
-RESERVED = ("flwr", "onefed", "sitecustomize.py", "usercustomize.py")
-"""Names at the top of an app that would shadow the programs which load it."""
+RESERVED = ("flwr", "onefed", "sitecustomize", "usercustomize", SERVER_MODULE)
+"""Modules at the top of an app that would shadow those of the programs which load it."""
+
+SAID_LINES_MAX = 6
+"""Last lines of a traceback that are shown for a module that does not import."""
+SAID_BYTES_MAX = 8192
+"""Of all that was printed while the app was imported."""
 
 RUN_CONFIG_DEFAULTS: Mapping[str, bool | int | float | str] = {
     "run": "",
@@ -60,7 +69,26 @@ Flower lets a submission override only keys that the app's config names, so ``bu
 BUILT_IN = "onefed.apps"
 """The room of the use cases; it imports machine-learning libraries, so it is met by name only."""
 
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+
+_IMPORT_PROGRAM = """
+import importlib, json, operator, sys, traceback
+folder, references, lines_max = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+sys.path.insert(0, folder)
+said = {}
+for reference in references:
+    module, _, names = reference.partition(":")
+    try:
+        found = operator.attrgetter(names)(importlib.import_module(module))
+        if not callable(found):
+            raise TypeError(f"{names} is a {type(found).__name__}, not an app or a function")
+    except BaseException:
+        lines = "".join(traceback.format_exc()).splitlines()[-lines_max:]
+        said.setdefault("\\n".join(lines), []).append(reference)
+for lines, affected in said.items():
+    print(f"{', '.join(affected)}:", lines, sep="\\n", file=sys.stderr)
+sys.exit(1 if said else 0)
+"""
 
 
 class AppError(OnefedError):
@@ -108,7 +136,7 @@ class Bundle:
 
 
 def load(folder: Path) -> App:
-    """Read and check an app directory; nothing is imported.
+    """Read and check an app directory; nothing of it is imported.
 
     Raises:
         AppError: names every problem found.
@@ -121,18 +149,19 @@ def load(folder: Path) -> App:
             hint="Add one (Flower's app documentation shows how), or name another directory.",
         )
     components = _table(settings, "components")
+    run_config = _flat(_table(settings, "config"))
     problems: list[str] = []
     managed = _managed(_table(pyproject, "tool", "onefed"), problems)
-    checked = {**pyproject}
-    if managed is not None and "clientapp" in components:
-        # Our ServerApp joins in build(); until then Flower's checks see the ClientApp in its place.
-        stand_in = {**components, "serverapp": components["clientapp"]}
-        checked = _with(pyproject, {**settings, "components": stand_in})
-    problems += adapter.config_errors(checked, folder)
     problems += [
-        f"{name} at the top of the app would shadow the program of that name"
-        for name in RESERVED
-        if (folder / name).exists() or (folder / f"{name}.py").exists()
+        *_project_problems(_table(pyproject, "project")),
+        *_component_problems(components, managed=managed is not None),
+        *_config_problems(run_config, managed=managed is not None),
+        *adapter.config_errors(_with_stand_ins(pyproject, settings)),
+        *(
+            f"{name} at the top of the app would shadow the module of that name"
+            for name in RESERVED
+            if (folder / name).exists() or (folder / f"{name}.py").exists()
+        ),
     ]
     if problems:
         raise AppError(
@@ -147,7 +176,7 @@ def load(folder: Path) -> App:
         client_app=str(components["clientapp"]),
         server_app=str(components["serverapp"]) if "serverapp" in components else None,
         managed=managed,
-        run_config=_flat(_table(settings, "config")),
+        run_config=run_config,
         pyproject=pyproject,
     )
 
@@ -156,7 +185,7 @@ def check_imports(app: App) -> None:
     """Import what the run will import, in a process of its own, before anything is started.
 
     Raises:
-        AppError: with the last lines of what Python said.
+        AppError: names every reference that fails, with the last lines of what Python said.
     """
     references = [app.client_app]
     if app.managed is None:
@@ -164,33 +193,32 @@ def check_imports(app: App) -> None:
     else:
         references += [app.managed.initial_arrays]
         references += [app.managed.evaluate] if app.managed.evaluate else []
-    program = (
-        "import importlib, json, sys\n"
-        "folder, references = sys.argv[1], json.loads(sys.argv[2])\n"
-        "sys.path.insert(0, folder)\n"
-        "for reference in references:\n"
-        "    module, _, name = reference.partition(':')\n"
-        "    getattr(importlib.import_module(module), name)\n"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", program, str(app.folder), json.dumps(references)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=IMPORT_CHECK_TIMEOUT_S,
-            check=False,
+    arguments = [str(app.folder), json.dumps(references), str(SAID_LINES_MAX)]
+    with tempfile.TemporaryFile() as said:
+        importing = subprocess.Popen(
+            # Without -P, what lies in the working directory would import here, and not on a node.
+            [sys.executable, "-B", "-P", "-c", _IMPORT_PROGRAM, *arguments],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
+        try:
+            code = importing.wait(IMPORT_CHECK_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise AppError(
+                f"{app.folder} took more than {IMPORT_CHECK_TIMEOUT_S:g} s to import.",
+                hint=f"Import {' and '.join(references)} by hand to see where it stays.",
+            ) from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(importing.pid, signal.SIGKILL)  # with whatever it has started itself
+            importing.wait()
+        said.seek(max(0, said.tell() - SAID_BYTES_MAX))
+        lines = said.read().decode(errors="replace").split("\n")
+    if code != 0:
         raise AppError(
-            f"{app.folder} took more than {IMPORT_CHECK_TIMEOUT_S:.0f} s to import.",
-            hint=f"Import {' and '.join(references)} by hand to see where it stays.",
-        ) from None
-    if done.returncode != 0:
-        last_lines = done.stderr.strip().splitlines()[-6:]
-        raise AppError(
-            f"{app.folder} does not import:\n" + "\n".join(f"  {line}" for line in last_lines),
+            f"{app.folder} does not import:\n" + "\n".join(f"  {line}" for line in lines),
             hint=f"Correct the app, or install what it needs for {sys.executable}.",
         )
 
@@ -212,8 +240,11 @@ def build(app: App) -> Bundle:
         files[f"{SERVER_MODULE}.py"] = _server_module(app.managed).encode()
     try:
         fab = adapter.build_fab(files)
-    except ValueError as error:
-        raise AppError(f"{app.folder} cannot be packed: {error}") from error
+    except (ValueError, OSError) as error:
+        raise AppError(
+            f"{app.folder} cannot be packed: {error}",
+            hint="An app holds its sources; training data belongs into the nodes' data folders.",
+        ) from error
     return Bundle(
         fab=fab,
         sha256=hashlib.sha256(fab).hexdigest(),
@@ -241,8 +272,18 @@ def unpack(fab: bytes) -> Bundle:
 
 
 def built_in(use_case: str) -> App:
-    """A built-in app, by the name that ``FL_USE_CASE`` takes; looked up only when wanted."""
-    return load(importlib.import_module(BUILT_IN).bundle_folder(use_case))
+    """A built-in app, by the name that ``FL_USE_CASE`` takes; looked up only when wanted.
+
+    Raises:
+        AppError: there is none of that name.
+    """
+    apps = importlib.import_module(BUILT_IN)
+    if use_case not in apps.USE_CASES:
+        raise AppError(
+            f"There is no built-in app for the use case {use_case!r}.",
+            hint=f"Choose one of: {', '.join(apps.USE_CASES)} (FL_USE_CASE).",
+        )
+    return load(apps.bundle_folder(use_case))
 
 
 def _server_module(managed: Managed) -> str:
@@ -285,9 +326,60 @@ def _managed(table: Mapping[str, Any], problems: list[str]) -> Managed | None:
         problems.append('[tool.onefed] needs initial-arrays = "module:function"')
         return None
     for key in ("initial-arrays", "evaluate"):
-        if key in table and not (isinstance(table[key], str) and _REFERENCE.fullmatch(table[key])):
+        if key in table and not _is_reference(table[key]):
             problems.append(f'[tool.onefed] {key} must read "module:function", not {table[key]!r}')
     return Managed(initial_arrays=str(table["initial-arrays"]), evaluate=table.get("evaluate"))
+
+
+def _is_reference(value: object) -> bool:
+    return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
+
+
+def _project_problems(project: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for key in ("name", "version"):
+        value = project.get(key)
+        if not isinstance(value, str) or not value.strip():
+            problems.append(f"[project] needs a {key}, as text")
+        elif key == "name" and (reason := adapter.name_error(value)):
+            problems.append(reason)
+    return problems
+
+
+def _component_problems(components: Mapping[str, Any], *, managed: bool) -> list[str]:
+    """A ClientApp is always needed, a ServerApp where ours does not take its place."""
+    table = "[tool.flwr.app.components]"
+    wanted = {"clientapp", *(() if managed else ("serverapp",))}
+    return [
+        f'{table} {key} must read "module:attribute", not {components[key]!r}'
+        if key in components
+        else f'{table} needs {key} = "module:attribute"'
+        for key in ("clientapp", "serverapp")
+        if (key in wanted or key in components) and not _is_reference(components.get(key))
+    ]
+
+
+def _config_problems(run_config: Mapping[str, object], *, managed: bool) -> list[str]:
+    """Flower carries four types only, and our ServerApp reads its own keys with theirs."""
+    problems = []
+    for key, value in run_config.items():
+        default = RUN_CONFIG_DEFAULTS.get(key) if managed else None
+        if not isinstance(value, bool | int | float | str):
+            problems.append(
+                f"[tool.flwr.app.config] {key} must be text, a number, true or false, not {value!r}"
+            )
+        elif default is not None and type(value) is not type(default):
+            wanted = {bool: "true or false", int: "a whole number", str: "text"}[type(default)]
+            problems.append(f"[tool.flwr.app.config] {key} must be {wanted}, not {value!r}")
+    return problems
+
+
+def _with_stand_ins(pyproject: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """For Flower's checks, which stop at the first fault: what is checked here is faultless."""
+    project = {**_table(pyproject, "project"), "name": "app", "version": "1.0.0"}
+    components = {"clientapp": "module:app", "serverapp": "module:app"}
+    rest = {key: value for key, value in settings.items() if key != "config"}
+    return _with({**pyproject, "project": project}, {**rest, "components": components})
 
 
 def _table(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ POLL_GROWTH = 1.3
 REASON_LENGTH_MAX = 300
 """Characters of what a client says about its own failure."""
 
-_ERROR_NAMES: Mapping[int, str] = {
+ERROR_NAMES: Mapping[int, str] = {
     0: "unknown",
     1: "app_not_loaded",
     2: "app_raised",
@@ -110,9 +110,11 @@ def exchange(
                 on_reply(reply)
         if waited_s >= timeout_s:
             break
-        pause_s = POLL_FIRST_S if arrived else min(pause_s * POLL_GROWTH, POLL_MAX_S)
+        if arrived:
+            pause_s = POLL_FIRST_S
         if waiting:
             sleep(min(pause_s, timeout_s - waited_s))
+            pause_s = min(pause_s * POLL_GROWTH, POLL_MAX_S)
     failures += [
         Failure(client, "timeout", f"no reply within {timeout_s:g} s")
         for client in waiting.values()
@@ -126,5 +128,5 @@ def bounded(reason: str) -> str:
 
 
 def _failure(client: Client, code: int, reason: str | None) -> Failure:
-    name = _ERROR_NAMES.get(code, f"code_{code}")
+    name = ERROR_NAMES.get(code, f"code_{code}")
     return Failure(client, name, bounded(reason or "no reason given"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from onefed.flower.exchange import bounded
 from onefed.flower.payload import ACCURACY_KEYS, LOSS_KEYS
 from onefed.telemetry import events
 
@@ -62,7 +63,8 @@ class Reporter:
         elif found := _RECEIVED.match(text):
             self._responded = int(found[1])
         elif found := _ERROR.match(text):
-            return [events.ClientFailure(self._round, found[1], "error_reply", reason=found[2])]
+            reason = bounded(found[2])
+            return [events.ClientFailure(self._round, found[1], "error_reply", reason=reason)]
         elif found := _METRICS.search(text):
             self._note(dict(_METRIC.findall(found[1])))
         elif found := _FINISHED.match(text):

@@ -6,14 +6,16 @@ again: it finds the last committed round of its run there and trains the next on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
+import operator
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import onefed
-from onefed import aggregate
+from onefed import aggregate, arrays
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, Snapshot
 from onefed.errors import ExitCode, NotFoundError, OnefedError
@@ -32,7 +34,12 @@ from onefed.flower import loop, payload
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
-_NOT_PART_OF_THE_MODEL = frozenset({"num-server-rounds", "round-timeout-s"})
+_NOT_PART_OF_THE_MODEL = frozenset(
+    {
+        *("num-server-rounds", "round-timeout-s"),
+        *("checkpoint-enabled", "checkpoint-interval", "checkpoint-path", "checkpoint-resume"),
+    }
+)
 """run_config keys that may change between two parts of one run."""
 
 
@@ -40,6 +47,12 @@ class ResumeError(OnefedError):
     """What the recovery store holds does not fit what is to be run."""
 
     exit_code = ExitCode.CONFIG
+
+
+class AppFunctionError(OnefedError):
+    """A function that the app names in ``[tool.onefed]`` raised, or returned something else."""
+
+    exit_code = ExitCode.APP
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,10 @@ def managed(initial_arrays: str, evaluate: str | None) -> ServerApp:
         log = EventLog(surroundings.events, role="superlink", clock=lambda: datetime.now(UTC))
         try:
             _train(grid, context.run_config, surroundings, log.emit, initial_arrays, evaluate)
-        except OnefedError as error:
-            log.emit(events.Notice("ERROR", str(error)))
+        except Exception as error:
+            known = isinstance(error, OnefedError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            log.emit(events.Notice("ERROR", text))
             raise
 
     return app
@@ -106,9 +121,8 @@ def _train(
     emit(events.TrainingStart(plan.strategy, plan.rounds_total, plan.min_available_clients))
     snapshot = resume(store, plan, emit)
     if snapshot is None:
-        model = payload.to_arrays(load(initial_arrays)(dict(run_config)))
-        snapshot = loop.first_snapshot(plan, rule, model)
-    judge = None if evaluate is None else _judge(load(evaluate), run_config)
+        snapshot = loop.first_snapshot(plan, rule, first_model(initial_arrays, run_config))
+    judge = None if evaluate is None else judge_of(evaluate, run_config)
     world = loop.World(
         grid=grid,
         rule=rule,
@@ -185,29 +199,62 @@ def resume(
             f"Round {snapshot.round_number} was trained by another app, or another version of it.",
             hint="Resume with that app, or start a federation of another name.",
         )
+    if snapshot.config_sha256 != plan.config_sha256:
+        emit(
+            events.Notice(
+                "WARNING",
+                f"The run configuration is not the one of round {snapshot.round_number}: "
+                "the result will be that of neither alone.",
+            )
+        )
     emit(events.RunResumed(run=plan.run, round=snapshot.round_number + 1))
-    return snapshot
+    return replace(snapshot, config_sha256=plan.config_sha256, versions=plan.versions)
 
 
 def load(reference: str) -> Callable[..., Any]:
     """The function that ``module:function`` names; the app's folder is on the path by now."""
-    module, _, name = reference.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    module, _, names = reference.partition(":")
+    found: Callable[..., Any] = operator.attrgetter(names)(importlib.import_module(module))
     return found
 
 
-def _judge(
-    evaluate: Callable[..., Mapping[str, float]], run_config: Mapping[str, Any]
-) -> Callable[[Arrays], payload.Score]:
+def first_model(reference: str, run_config: Mapping[str, Any]) -> Arrays:
+    """The model before round 1, from the app; checked before anything is trained on it."""
+    with _calling(reference, "must return arrays by name"):
+        model = payload.to_arrays(load(reference)(dict(run_config)))
+        arrays.require_supported(model)
+        if not model:
+            raise ValueError("it returned no arrays")
+    return model
+
+
+def judge_of(reference: str, run_config: Mapping[str, Any]) -> Callable[[Arrays], payload.Score]:
+    """The app's own measure of a model on the coordinator."""
+    evaluate = load(reference)
+
     def judge(model: Arrays) -> payload.Score:
-        metrics = evaluate(dict(model), dict(run_config))
-        return payload.Score(
-            loss=_number(metrics.get("loss")),
-            accuracy=_number(metrics.get("accuracy")),
-            num_examples=int(metrics.get(payload.WEIGHT_KEY, 0)),
-        )
+        with _calling(reference, "must return numbers by name, such as loss and accuracy"):
+            # A copy: what the app does to it must not reach the model that is saved.
+            own = {name: array.copy() for name, array in model.items()}
+            metrics = evaluate(own, dict(run_config))
+            return payload.Score(
+                loss=_number(metrics.get("loss")),
+                accuracy=_number(metrics.get("accuracy")),
+                num_examples=int(metrics.get(payload.WEIGHT_KEY, 0)),
+            )
 
     return judge
+
+
+@contextlib.contextmanager
+def _calling(reference: str, duty: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise AppFunctionError(
+            f"{reference} of the app failed: {type(error).__name__}: {error}",
+            hint=f"The function {duty}; the ServerApp's log has the traceback.",
+        ) from error
 
 
 def _number(value: float | None) -> float | None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,19 @@ POLL_S = 0.5
 """One round of looking: new keys, nodes that came or went, the state of the run."""
 
 SUBMISSIONS_MAX = 5
-"""A run is submitted again this often after its ServerApp died; then it has failed."""
+"""When the ServerApp of so many submissions died, the run has failed; a new boot counts anew."""
+
+LOG_END_S = 5.0
+"""The rest of the log of a run that has finished is waited for so long."""
+
+LINE_LENGTH_MAX = 65_536
+"""Longer lines that a ServerApp prints are broken."""
 
 ENDED = frozenset({"completed", "failed", "stopped"})
 """Nothing is left to do, until the machine boots again and with it the wish to go on."""
+
+FINGERPRINT_SHOWN = 16
+"""Hex digits of a key's fingerprint that make the client key of a node without a partition."""
 
 APP_EXCEPTION = "failed with exception"
 """In Flower's details when the app itself raised: submitting it again would not help."""
@@ -91,6 +101,13 @@ class State:
     """Identity of the run, made once."""
     submissions: list[int] = field(default_factory=list)
     """Flower's run ids, the newest last."""
+    attempts: int = 0
+    """Submissions since the run last began to go on."""
+    managed: bool = True
+    """Whether the app of the newest submission is ours to tell: it heeds a stop request itself,
+    and writes its own events."""
+    log_begins_at: int = 0
+    """Bytes in the log when the newest submission was made: what follows is its own."""
     status: str = "waiting"
     """``waiting``, ``running``, ``completed``, ``failed`` or ``stopped``."""
 
@@ -113,12 +130,13 @@ class Supervisor:
         self._state = _read_state(instructions.state_file)
         self._registered: set[str] = set()
         """Ids of the machines whose key is registered."""
-        self._managed = True
-        """Whether the run heeds a stop request by itself, as our ServerApp does."""
-        self._addresses: dict[int, str] = {}
-        """Node id -> address of its machine, of the nodes that we registered."""
+        self._refused: dict[str, str] = {}
+        """Id of a machine -> why its key was refused when that was last told."""
+        self._addresses: dict[str, str] = {}
+        """Name of a node -> address of its machine, of the nodes that we registered."""
         self._online: frozenset[int] = frozenset()
         """Ids of the nodes that were connected at the last look."""
+        self._log_reader: threading.Thread | None = None
 
     def step(self) -> bool:
         """Look once at everything; True when the run has ended and nothing is left to do."""
@@ -128,7 +146,7 @@ class Supervisor:
         if self._state.status == "running":
             self._watch_run()
         elif self._told.stop_request.exists():
-            self._finish("stopped", "stopped before it was submitted")
+            self._finish("stopped", "stopped while it was not submitted")
         elif len(self._online) >= self._told.min_available_clients:
             self._submit()
         return self._state.status in ENDED
@@ -140,38 +158,51 @@ class Supervisor:
                 continue
             for index, node in enumerate(role.nodes):
                 if node.vm_id not in self._registered:
-                    self._register(gate, node.vm_id, f"{role.name}/{index}")
+                    self._try_to_register(gate, node.vm_id, f"{role.name}/{index}")
+
+    def _try_to_register(self, gate: onegate.OneGate, vm_id: str, name: str) -> None:
+        """Register one machine; what it published wrongly keeps no other machine out."""
+        try:
+            self._register(gate, vm_id, name)
+        except OnefedError as error:
+            servers = adapter.SuperLinkError | onegate.OneGateError
+            if isinstance(error, servers) and error.status is None:
+                raise  # nobody answered: it is not this machine's fault
+            if self._refused.get(vm_id) != error.message:
+                self._refused[vm_id] = error.message
+                self._emit(events.Notice("WARNING", f"{name} cannot join: {error.message}"))
 
     def _register(self, gate: onegate.OneGate, vm_id: str, name: str) -> None:
         """Register the key that a machine published, if it has published one."""
         machine = gate.vm_by_id(vm_id)
-        attributes = machine.attributes
-        published = attributes.get("FL_NODE_KEY")
+        published = machine.attributes.get("FL_NODE_KEY")
         if published is None:
             return
         public_key = node_keys.decode_published(published, source=f"the key of {name}")
         fingerprint = node_keys.fingerprint(public_key)
-        partition = attributes.get("FL_PARTITION", "")
-        client = partition if partition.isdigit() else fingerprint[:16]
+        partition = _partition(machine.attributes.get("FL_PARTITION", ""))
+        client = fingerprint[:FINGERPRINT_SHOWN] if partition is None else str(partition)
+        node_name = clients.node_name(client)
         try:
-            node_id = self._control.register_node(
-                node_keys.public_key_bytes(public_key), clients.node_name(client)
-            )
+            node_id = self._control.register_node(node_keys.public_key_bytes(public_key), node_name)
         except adapter.KeyKnownError:
             node_id = None  # registered by the supervisor before this one
         gate.publish_to(vm_id, "FL_NODE_REGISTERED", fingerprint)
         self._registered.add(vm_id)
+        self._addresses[node_name] = next(iter(machine.addresses), "unknown")
         if node_id is not None:
-            self._addresses[node_id] = next(iter(machine.addresses), "unknown")
-            number = int(partition) if partition.isdigit() else None
-            self._emit(events.NodeRegistered(vm=name, node_id=str(node_id), partition=number))
+            self._emit(events.NodeRegistered(vm=name, node_id=str(node_id), partition=partition))
 
     def _watch_nodes(self) -> None:
-        online = frozenset(
-            node.node_id for node in self._control.nodes() if node.status == adapter.NODE_ONLINE
-        )
+        names = {
+            node.node_id: node.name
+            for node in self._control.nodes()
+            if node.status == adapter.NODE_ONLINE
+        }
+        online = frozenset(names)
         for node_id in sorted(online - self._online):
-            self._emit(events.ClientJoin(str(node_id), self._addresses.get(node_id, "unknown")))
+            address = self._addresses.get(names[node_id], "unknown")
+            self._emit(events.ClientJoin(str(node_id), address))
         for node_id in sorted(self._online - online):
             self._emit(events.ClientLeave(str(node_id), "disconnected"))
         self._online = online
@@ -188,16 +219,20 @@ class Supervisor:
             for key, value in wanted.items()
             if key in app.run_config and (app.managed or key in self._told.keys_set)
         }
-        run_id = self._control.start_run(app.fab, known)
-        self._managed = app.managed
+        try:
+            run_id = self._control.start_run(app.fab, known)
+        except adapter.RunRefusedError as error:
+            self._finish("failed", error.message)
+            return
         self._state.submissions.append(run_id)
+        self._state.attempts += 1
+        self._state.managed = app.managed
+        self._state.log_begins_at = _size(self._told.run_log)
         self._state.status = "running"
         self._save()
         attempt = len(self._state.submissions)
         self._emit(events.RunSubmitted(self._state.run, str(run_id), attempt))
-        threading.Thread(
-            target=self._copy_log, args=(run_id, not app.managed), name="run-log", daemon=True
-        ).start()
+        self._read_log(run_id)
 
     def _app(self) -> bundle.Bundle | None:
         """The app to run; None when the tenant submits one later."""
@@ -208,21 +243,23 @@ class Supervisor:
         return bundle.build(bundle.built_in(self._told.use_case))
 
     def _watch_run(self) -> None:
+        run_id, stopping = self._state.submissions[-1], self._told.stop_request.exists()
         try:
-            status = self._control.run_status(self._state.submissions[-1])
+            status = self._control.run_status(run_id)
         except adapter.UnknownRunError:
             self._resubmit("the SuperLink lost it with its database")
             return
+        self._read_log(run_id)
+        if status.finished and self._log_reader is not None:
+            self._log_reader.join(LOG_END_S)  # what the run told comes before its end
         if not status.finished:
-            if self._told.stop_request.exists() and not self._managed:
-                self._control.stop_run(self._state.submissions[-1])
-            return
-        if status.sub_status == "completed":
-            stopped = self._told.stop_request.exists()
-            self._finish("stopped" if stopped else "completed", status.details)
-        elif status.sub_status == "stopped" or self._told.stop_request.exists():
+            if stopping and (not self._state.managed or status.status == "pending"):
+                self._control.stop_run(run_id)  # there is nobody who would see the request
+        elif status.sub_status == "completed":
+            self._finish("stopped" if stopping else "completed", status.details)
+        elif status.sub_status == "stopped" or stopping:
             self._finish("stopped", status.details)
-        elif APP_EXCEPTION in status.details or len(self._state.submissions) >= SUBMISSIONS_MAX:
+        elif APP_EXCEPTION in status.details or self._state.attempts >= SUBMISSIONS_MAX:
             self._finish("failed", status.details)
         else:
             self._resubmit(f"its ServerApp died ({status.details})")
@@ -241,68 +278,121 @@ class Supervisor:
         document = json.dumps(asdict(self._state)).encode()
         files.write_bytes(self._told.state_file, document)
 
-    def _copy_log(self, run_id: int, tell: bool) -> None:
+    def _read_log(self, run_id: int) -> None:
+        """Read a run's log in a thread, unless one does; it ends with the run or the connection."""
+        if self._log_reader is None or not self._log_reader.is_alive():
+            self._log_reader = threading.Thread(
+                target=self._copy_log, args=(run_id,), name="run-log", daemon=True
+            )
+            self._log_reader.start()
+
+    def _copy_log(self, run_id: int) -> None:
         """Append what the ServerApp prints to its log, and tell it as events where nothing else
-        speaks for the app; ends with the run."""
-        with (
-            contextlib.suppress(OnefedError, OSError),
-            self._told.run_log.open("a", encoding="utf-8") as log,
-        ):
-            reporter = report.Reporter(time.monotonic)
-            for line in _lines(self._control.log_output(run_id)):
-                log.write(f"{line}\n")
-                log.flush()
-                if tell:
-                    for event in reporter.read(line):
-                        self._emit(event)
+        speaks for the app. Flower gives the log from its beginning: what was copied before the
+        connection or this program ended is not told again."""
+        reporter = report.Reporter(time.monotonic)
+        with contextlib.suppress(OnefedError, OSError):
+            known = _line_count(self._told.run_log, self._state.log_begins_at)
+            with self._told.run_log.open("a", encoding="utf-8") as log:
+                for index, line in enumerate(_lines(self._control.log_output(run_id))):
+                    told = reporter.read(line) if not self._state.managed else []
+                    if index >= known:
+                        log.write(f"{line}\n")
+                        log.flush()
+                        for event in told:
+                            self._emit(event)
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m onefed.flower.supervisor INSTRUCTIONS``: supervise until the run has ended."""
+    """``python -m onefed.flower.supervisor INSTRUCTIONS``: supervise until SIGTERM.
+
+    When the run has ended it stays, doing nothing: whoever keeps it alive would start it again.
+    """
     told = Instructions.read(Path(arguments[0]))
     log = EventLog(Path(os.environ["ONEFED_EVENTS"]), "superlink", lambda: datetime.now(UTC))
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    control = adapter.Control(told.superlink, told.ca_certificate)
-    gate = None
-    if told.onegate_endpoint is not None:
-        token = told.token_file.read_text(encoding="ascii").strip()
-        gate = onegate.OneGate(told.onegate_endpoint, token, told.vm_id)
-    supervisor = Supervisor(told, control=control, gate=gate, emit=log.emit)
-    over = False
+    try:
+        control = adapter.Control(told.superlink, told.ca_certificate)
+        gate = None
+        if told.onegate_endpoint is not None:
+            token = told.token_file.read_text(encoding="ascii").strip()
+            gate = onegate.OneGate(told.onegate_endpoint, token, told.vm_id)
+        supervisor = Supervisor(told, control=control, gate=gate, emit=log.emit)
+        _supervise(supervisor, stopping)
+        control.close()
+    except OnefedError as error:
+        log.emit(events.Notice("ERROR", str(error)))
+        log.emit(events.RunStatus("failed", error.message))
+    stopping.wait()
+    return 0
+
+
+def _supervise(supervisor: Supervisor, stopping: threading.Event) -> None:
+    """Look again and again, until the run has ended or we are stopped."""
+    said = ""
     while not stopping.is_set():
         try:
-            over = over or supervisor.step()
+            if supervisor.step():
+                return
+            said = ""
         except (adapter.SuperLinkError, onegate.OneGateError) as error:
-            _say(f"{error}")  # the servers may be starting; the next look is half a second away
-        except OnefedError as error:
-            log.emit(events.Notice("ERROR", str(error)))
-            log.emit(events.RunStatus("failed", error.message))
-            over = True
+            # The servers may be starting; the next look is half a second away.
+            if error.message != said:
+                said = error.message
+                _say(said)
         stopping.wait(POLL_S)
-    control.close()
-    return 0
 
 
 def _read_state(path: Path) -> State:
     try:
-        state = State(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return State(run=uuid.uuid4().hex)
+        document = files.read_json(path) if path.exists() else {"run": uuid.uuid4().hex}
+        if not isinstance(document, dict):
+            raise TypeError("it is not an object")
+        known = {entry.name for entry in fields(State)}
+        state = State(**{key: value for key, value in document.items() if key in known})
+    except TypeError as error:
+        raise files.DamagedError(path, f"it is not the state of a supervisor, {error}") from error
     if state.status in ENDED:
-        state.status = "waiting"
+        state.status, state.attempts = "waiting", 0
     return state
 
 
-def _lines(pieces: Iterator[str]) -> Iterator[str]:
-    """Whole lines out of pieces of text."""
+def _partition(text: str) -> int | None:
+    """A partition id as a node publishes it, or None; any member of the service may write it."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _line_count(path: Path, begin: int) -> int:
+    """Lines of a file after its first ``begin`` bytes."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(begin)
+        return sum(1 for _ in file)
+
+
+def _lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Lines out of pieces of text, the same ones however the text was cut into pieces."""
     rest = ""
     for piece in pieces:
         *whole, rest = (rest + piece).split("\n")
-        yield from whole
+        for line in whole:
+            yield from _broken(line)
+        *begun, rest = _broken(rest)
+        yield from begun
     if rest:
         yield rest
+
+
+def _broken(line: str) -> list[str]:
+    starts = range(0, max(len(line), 1), LINE_LENGTH_MAX)
+    return [line[start : start + LINE_LENGTH_MAX] for start in starts]
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,7 @@
 """The cloud of one federation: OneGate, and machines made of processes, from power-on to the end.
 
-``python -m onefed.local.cloud DIR`` owns a state directory while it lives.
+``python -m onefed.local.cloud DIR [SUMMARY]`` owns a state directory while it lives, and writes the
+summary of how it ended into it, and to SUMMARY.
 It deploys as OneFlow does with ``straight`` and ``ready_status_gate``: the superlink first, and
 the supernodes once it has reported READY.
 SIGINT asks for a stop after the round in flight is saved, a second one or SIGTERM for a stop now.
@@ -31,7 +32,7 @@ from onefed.local.onegate import OneGateServer
 from onefed.local.service import RoleState, ServiceModel, ServiceState, VmRecord
 from onefed.local.state import SUPERLINK, Spec, StateDir
 from onefed.telemetry import events
-from onefed.telemetry.log import EventLog, Follower
+from onefed.telemetry.log import EventLog
 from onefed.telemetry.status import FederationView, fold
 
 SERVICE_ID = "1"
@@ -68,44 +69,50 @@ class Cloud:
         self._spec = spec
         self._environ = environ
         self._log = EventLog(directory.events, "cloud", lambda: datetime.now(UTC))
-        self._follower = Follower(directory.events)
+        self._follower = state.news(directory)
         self._view = FederationView()
+        self._run_details: str | None = None
+        """What Flower said last about the run."""
         self._model = ServiceModel(SERVICE_ID, spec.name)
         self._machines: list[Machine] = []
         self._interrupts = 0
         self._stop_now = asyncio.Event()
 
-    async def run(self) -> ExitCode:
-        """The whole life of the federation; its outcome is in the summary file."""
+    async def run(self) -> summary.Summary:
+        """The whole life of the federation; returns how it ended."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGTERM, self._stop_now.set)
-        self._follower.poll()  # what earlier starts said is not this start's
         started = loop.time()
-        for role, count in ((SUPERLINK, 1), ("supernode", self._spec.nodes)):
-            self._model.add_role(role, count)
         self._announce()
-        gate = OneGateServer(self._model)
         code, error = ExitCode.OK, None
         try:
-            try:
-                await self._deploy(gate.start())
-                await self._watch()
-            finally:
-                await self._shut_down()
-                await asyncio.to_thread(gate.stop)
+            await self._live()
         except OnefedError as caught:
             code, error = caught.exit_code, str(caught)
+        except OSError as caught:  # no more processes, descriptors or memory
+            code, error = ExitCode.FAILED, f"This machine refused: {caught}"
         self._look()
+        if error is None and self._view.run_status == "failed":
+            error = f"{self._run_details or 'The run failed.'}\nIts logs: onefed logs superlink"
         outcome = summary.make(
             self._dir, self._spec, self._view, error=error, seconds=loop.time() - started
         )
-        if code is ExitCode.OK:
-            code = summary.EXIT_CODES[outcome.status]
-        outcome = summary.with_exit_code(outcome, code)
+        if code is not ExitCode.OK:
+            outcome = summary.with_exit_code(outcome, code)
         self._log.emit(summary.as_event(outcome))
-        summary.write(outcome, self._dir.summary)
-        return code
+        return outcome
+
+    async def _live(self) -> None:
+        for role, count in ((SUPERLINK, 1), ("supernode", self._spec.nodes)):
+            self._model.add_role(role, count)
+        gate = OneGateServer(self._model)
+        try:
+            await self._deploy(gate.start())
+            await self._watch()
+        finally:
+            await self._shut_down()
+            await asyncio.to_thread(gate.stop)
 
     async def _deploy(self, endpoint: str) -> None:
         self._model.set_service_state(ServiceState.DEPLOYING)
@@ -131,7 +138,7 @@ class Cloud:
             f"{name.replace('/', '_')}_(service_{SERVICE_ID})",
             ADDRESS,
             {
-                **{key: text for key, text in variables.items() if _reads(role, key)},
+                **variables_of(role, variables),
                 "ETH0_IP": ADDRESS,
                 "ONEGATE_ENDPOINT": endpoint,
                 "TOKEN": "YES",
@@ -141,13 +148,12 @@ class Cloud:
         )
         files.make_folder(paths.root, mode=0o700)
         files.make_folder(paths.context.parent, mode=0o700)
-        text = "".join(f"{key}={_quoted(value)}\n" for key, value in record.context.items())
-        files.write_bytes(paths.context, text.encode(), mode=0o600)
+        files.write_bytes(paths.context, context_document(record.context), mode=0o600)
         files.write_bytes(paths.token, record.token.encode(), mode=0o600)
         if role == SUPERLINK:
             self._prepare_superlink(paths)
         elif self._spec.data is not None:
-            _link_data(paths.data, Path(self._spec.data) / name.rpartition("/")[2])
+            link_data(name, paths.data, Path(self._spec.data) / name.rpartition("/")[2])
         return record
 
     def _prepare_superlink(self, paths: Paths) -> None:
@@ -168,7 +174,7 @@ class Cloud:
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "onefed.appliance.guest"),
+            *("-P", "-m", "onefed.appliance.guest"),
             *("--role", role, "--name", name, "--root", str(root)),
             *("--state-folder", str(self._dir.folder), "--events", str(self._dir.events)),
             env=environment,
@@ -219,16 +225,25 @@ class Cloud:
             )
 
     def _look(self) -> None:
-        self._view = fold(self._follower.poll(), self._view)
+        records = self._follower.poll()
+        for record in records:
+            if isinstance(record.event, events.RunStatus):
+                self._run_details = record.event.details
+        self._view = fold(records, self._view)
 
     def _interrupt(self) -> None:
+        """The first one lets a round that is being trained be saved; any other stops at once."""
         self._interrupts += 1
+        training = self._view.status in ("training", "stalled")
         request = Paths(self._dir.root(SUPERLINK)).stop_request
-        if self._interrupts > 1 or not self._spec.managed or not request.parent.is_dir():
+        if self._interrupts > 1 or not self._spec.managed or not training:
             self._stop_now.set()
             return
         self._log.emit(events.Notice("INFO", "Stopping once the round in flight is saved."))
-        request.touch()
+        try:
+            request.touch()
+        except OSError:
+            self._stop_now.set()
 
     async def _shut_down(self) -> None:
         """Power off: the nodes first, all at once, then the coordinator; nothing is left."""
@@ -281,14 +296,67 @@ class DiskFullError(OnefedError):
     exit_code = ExitCode.STORAGE
 
 
+class DataGoneError(OnefedError):
+    """Training data that was there when the federation was made is not there any more."""
+
+    exit_code = ExitCode.DATA
+
+
 def main(arguments: Sequence[str]) -> int:
     """Own the state directory until its federation has ended; the exit code says how."""
     directory = StateDir(Path(arguments[0]))
-    if os.environ.get("ONEFED_ATTACHED") == "1":
+    attached_to = os.environ.get("ONEFED_ATTACHED")
+    if attached_to:
         die_with_parent(signal.SIGTERM)
-    with state.hold(directory):
-        state.end_processes(directory)  # of a cloud that was killed
-        return int(asyncio.run(Cloud(directory, directory.read_spec(), os.environ).run()))
+        if os.getppid() != int(attached_to):
+            return int(ExitCode.INTERRUPTED)  # it died before the kernel was told
+    try:
+        with state.hold(directory):
+            state.end_processes(directory)  # of a cloud that was killed
+            spec = directory.read_spec()
+            outcome = asyncio.run(Cloud(directory, spec, os.environ).run())
+            for path in (directory.summary, *map(Path, arguments[1:])):
+                summary.write(outcome, path)
+    except OnefedError as error:
+        sys.stderr.write(f"{error}\n")
+        return int(error.exit_code)
+    return outcome.exit_code
+
+
+def variables_of(role: str, given: Mapping[str, str]) -> dict[str, str]:
+    """The variables that machines of a role read; one that nobody knows is theirs to judge."""
+    rows = context.VARIABLES
+    return {
+        name: text
+        for name, text in given.items()
+        if name not in rows or context.Role(role) in rows[name].appliances
+    }
+
+
+def context_document(variables: Mapping[str, str]) -> bytes:
+    """A context file as OpenNebula writes it.
+
+    What is not UTF-8 goes through as it was given: the machine refuses it by name.
+    """
+    lines = [f"{name}={_quoted(text)}\n" for name, text in variables.items()]
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def link_data(machine: str, link: Path, folder: Path) -> None:
+    """Show a node its training data, where its app looks for it.
+
+    Raises:
+        DataGoneError: there is none. Without it the app would train on its built-in examples, and
+            nobody would notice.
+    """
+    if not folder.is_dir():
+        raise DataGoneError(
+            f"{machine}: its training data {folder} is no folder any more.",
+            hint="Put it back, and continue with onefed resume.",
+        )
+    if not link.is_symlink():
+        files.make_folder(link.parent)
+        link.symlink_to(folder)
 
 
 def _machine_failed(machine: Machine, view: FederationView) -> BootFailedError:
@@ -301,21 +369,8 @@ def _machine_failed(machine: Machine, view: FederationView) -> BootFailedError:
     return error
 
 
-def _reads(role: str, variable: str) -> bool:
-    """Whether machines of a role take this variable."""
-    return context.Role(role) in context.VARIABLES[variable].appliances
-
-
 def _quoted(value: str) -> str:
-    """As OpenNebula writes ``context.sh``."""
     return "'" + value.replace("'", r"'\''") + "'"
-
-
-def _link_data(link: Path, folder: Path) -> None:
-    if not folder.is_dir() or link.is_symlink():
-        return
-    files.make_folder(link.parent)
-    link.symlink_to(folder.absolute())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Everything that can be wrong with a request is found here, together and before a
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import TypeVar
 from onefed import apps, context
 from onefed.appliance.machine import require_free_port
 from onefed.checkpoint import files
+from onefed.context import names, syntax
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 from onefed.flower import bundle
 from onefed.local import state
@@ -28,14 +30,42 @@ NODES_MAX = 64
 DISK_FREE_BYTES = 128 * 2**20
 """Wanted before a start: about 2 MB a node, Flower's database and the recovery store."""
 
+LAPTOP_ROUNDS = "5"
+"""Enough for the built-in app to reach 0.90."""
+
 ROUNDS_KEY = "num-server-rounds"
 """What Flower's own templates call it."""
+
+NAMING_TRIES_MAX = 10
+"""Others may take the next free name at the same moment."""
 
 Found = TypeVar("Found")
 
 
 class RequestError(OnefedError):
     """What was asked for cannot be done; every reason is named."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class NodesError(RequestError):
+    """The number of nodes does not fit."""
+
+
+class AppKeyError(RequestError):
+    """A setting that the app does not have, or not with such a value."""
+
+
+class ContextFileError(RequestError):
+    """The file given with ``--context`` cannot be read."""
+
+    exit_code = ExitCode.STORAGE
+
+
+class DataFolderError(RequestError):
+    """The folder given with ``--data`` is not laid out as it should be."""
+
+    exit_code = ExitCode.DATA
 
 
 @dataclass(frozen=True)
@@ -83,30 +113,34 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
             problems.append(error)
             return None
 
-    if request.name is not None:
-        name = request.name
-        attempt(lambda: state.check_name(name))
-    attempt(lambda: _check_nodes(request.nodes))
+    attempt(lambda: _check_place(request, environ))
+    nodes = attempt(lambda: _check_nodes(request.nodes))
     resolved = attempt(lambda: _resolve(request, environ))
-    app = attempt(lambda: _app(request, resolved)) if request.app or resolved else None
-    if request.data is not None:
-        data = request.data
-        attempt(lambda: _check_data(data, request, _use_case(request, resolved)))
+    if resolved is not None:
+        variables = resolved.variables
+        if nodes is not None:
+            attempt(lambda: _check_minimums(variables, nodes))
+        attempt(lambda: _check_port(variables))
+    use_case = _use_case(request, resolved)
+    app = attempt(lambda: _app(request, use_case)) if request.app or resolved else None
     if app is not None:
         attempt(lambda: bundle.check_imports(app))
+    if request.data is not None and nodes is not None:
+        data = request.data
+        attempt(lambda: _check_data(data, nodes, use_case))
     packed = attempt(lambda: bundle.build(app)) if app is not None else None
     if resolved is not None and packed is not None:
-        attempt(lambda: _check_app_keys(resolved, packed))
+        attempt(lambda: _check_app_keys(resolved.app_config, packed))
     if problems:
         raise _together(problems)
     assert resolved is not None
     assert packed is not None
     assert app is not None
-    variables = dict(resolved.variables)
-    rounds = int(variables["FL_NUM_ROUNDS"])
+    chosen = dict(resolved.variables)
+    rounds = int(chosen["FL_NUM_ROUNDS"])
     if not packed.managed and "FL_NUM_ROUNDS" not in resolved.asked:
         # Its own ServerApp decides about rounds unless the user says something.
-        del variables["FL_NUM_ROUNDS"]
+        del chosen["FL_NUM_ROUNDS"]
         rounds = int(packed.run_config.get(ROUNDS_KEY, 0))
     spec = Spec(
         name=request.name or "",
@@ -114,12 +148,12 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
         app=app.name,
         managed=packed.managed,
         rounds=rounds,
-        strategy=variables["FL_STRATEGY"] if packed.managed else "the app's own",
-        seed=int(variables["FL_SEED"]),
-        context=variables,
+        strategy=chosen["FL_STRATEGY"] if packed.managed else "the app's own",
+        seed=int(chosen["FL_SEED"]),
+        context=chosen,
         data=None if request.data is None else str(request.data.absolute()),
     )
-    return Prepared(spec, packed, _notices(resolved, packed, request))
+    return Prepared(spec, packed, _notices(resolved, packed))
 
 
 def create(prepared: Prepared, request: Request, environ: Mapping[str, str]) -> StateDir:
@@ -130,53 +164,75 @@ def create(prepared: Prepared, request: Request, environ: Mapping[str, str]) -> 
         StorageError: there is no room.
     """
     base = state.home(environ)
-    name = request.name or (request.folder.absolute().name if request.folder else None)
-    name = state.check_name(name) if name else state.free_name(base)
-    place = request.folder.absolute() if request.folder else base / name
-    if request.replace and StateDir(place).spec_file.exists():
-        remove(StateDir(place.resolve()), base)
-    _require_room(place)
-    directory = state.claim(base, name, request.folder)
-    files.write_bytes(directory.bundle, prepared.packed.fab)
-    directory.write_spec(replace(prepared.spec, name=name))
+    name = _name(request)
+    if name is not None and request.replace:
+        place = base / name if request.folder is None else request.folder
+        old = StateDir(Path(os.path.realpath(place)))
+        if old.spec_file.exists():
+            remove(old, base)
+    directory, name = _claim(base, name, request.folder)
+    try:
+        files.write_bytes(directory.bundle, prepared.packed.fab)
+        directory.write_spec(replace(prepared.spec, name=name))
+    except BaseException:
+        _discard(directory, base)  # nothing half-made stays
+        raise
     return directory
 
 
 def remove(directory: StateDir, base: Path) -> None:
     """Discard a federation that does not run, and everything it trained.
 
+    Training data of the user's own, which it only links to, stays.
+
     Raises:
         InUseError: it runs.
+        StorageError: its folder cannot be deleted.
     """
-    if state.owner(directory) is not None:
-        raise InUseError(
-            f"The federation in {directory.folder} is running.",
-            hint="Stop it first with: onefed down.",
-        )
-    spec = directory.read_spec()
-    state.end_processes(directory)
-    shutil.rmtree(directory.folder)
-    link = base / spec.name
-    if link.is_symlink():
-        link.unlink()
+    with state.hold(directory):
+        state.end_processes(directory)
+        _discard(directory, base)
+
+
+def _discard(directory: StateDir, base: Path) -> None:
+    try:
+        shutil.rmtree(directory.folder)
+        for link in base.iterdir():
+            if link.is_symlink() and os.path.realpath(link) == str(directory.folder):
+                link.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"{directory.folder} cannot be deleted: {error.strerror}.",
+            hint="Delete that folder by hand.",
+        ) from error
 
 
 def start(
-    directory: StateDir, environ: Mapping[str, str], *, attached: bool
+    directory: StateDir,
+    environ: Mapping[str, str],
+    *,
+    attached: bool,
+    summary: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the cloud of a federation, in a session of its own.
 
     Args:
         attached: it ends with our process; else it lives on by itself.
+        summary: where to write the summary, too, once the federation has ended.
     """
     with directory.log.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "onefed.local.cloud", str(directory.folder)],
+            # -P: no module in the folder that the user works in is taken for one of Python's.
+            [
+                *(sys.executable, "-P", "-m", "onefed.local.cloud", str(directory.folder)),
+                *([] if summary is None else [str(summary.absolute())]),
+            ],
             env={
                 **environ,
                 state.STATE_VARIABLE: str(directory.folder),
-                "ONEFED_ATTACHED": "1" if attached else "0",
+                "ONEFED_ATTACHED": str(os.getpid()) if attached else "",
             },
+            cwd=directory.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -190,37 +246,34 @@ class _Resolved:
     asked: frozenset[str]
     """Those variables that the user set; the others are what a laptop wants."""
     app_config: Mapping[str, context.ConfigValue]
+    """What was set of the app's own settings, by ``--set key=...`` and in FL_RUN_CONFIG."""
     findings: tuple[context.Finding, ...]
 
 
 def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
     """The variables of all machines: what the user said, and what a laptop wants by default."""
     given = context.parse_assignments(request.assignments)
-    explicit = {**given.context}
-    for name, value in (
-        ("FL_NUM_ROUNDS", request.rounds),
-        ("FL_STRATEGY", request.strategy),
-        ("FL_USE_CASE", request.use_case),
-        ("FL_SEED", request.seed),
-    ):
-        if value is not None:
-            if explicit.get(name, str(value)) != str(value):
-                raise RequestError(
-                    f"{name} is given twice: {value} by its option, {explicit[name]} by --set.",
-                    hint="Give it once.",
-                )
-            explicit[name] = str(value)
-    if given.app_config:
-        extra = context.render_pairs(given.app_config)
-        explicit["FL_RUN_CONFIG"] = f"{explicit.get('FL_RUN_CONFIG', '')} {extra}".strip()
     written = _read_context(request.context_file)
-    resolutions = [
-        context.resolve(role, explicit=explicit, context_file=written, environment=environ)
-        for role in context.Role
-    ]
-    findings = tuple(dict.fromkeys(f for each in resolutions for f in each.findings))
-    if any(finding.severity.stops for finding in findings):
-        raise context.ContextError(findings)
+    explicit = _with_options(given.context, request)
+
+    def resolve(explicit: Mapping[str, str]) -> list[context.Resolution]:
+        found = [
+            context.resolve(role, explicit=explicit, context_file=written, environment=environ)
+            for role in context.Role
+        ]
+        _require_valid(found)
+        return found
+
+    resolutions = resolve(explicit)
+    app_config = {**_run_config(resolutions), **given.app_config}
+    if given.app_config:
+        # One variable carries them all; what a file or the environment set of it stays set.
+        others = {
+            name: text
+            for name, text in explicit.items()
+            if names.canonical_name(name) != "FL_RUN_CONFIG"
+        }
+        resolutions = resolve({**others, "FL_RUN_CONFIG": context.render_pairs(app_config)})
     everyone = str(request.nodes)
     asked = {
         name: found.text
@@ -238,41 +291,115 @@ def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
     }
     for name in ("FL_STRATEGY", "FL_SEED", "FL_USE_CASE"):
         variables[name] = context.VARIABLES[name].default
-    variables |= asked
-    _check_laptop(variables, request)
-    return _Resolved(variables, frozenset(asked), given.app_config, findings)
+    findings = dict.fromkeys(finding for each in resolutions for finding in each.findings)
+    return _Resolved({**variables, **asked}, frozenset(asked), app_config, tuple(findings))
 
 
-LAPTOP_ROUNDS = "5"
-"""Enough for the built-in app to reach 0.90."""
-
-
-def _check_laptop(variables: Mapping[str, str], request: Request) -> None:
-    """What the table cannot know: how many nodes there will be, and which ports are free."""
-    for name in ("FL_MIN_AVAILABLE_CLIENTS", "FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS"):
-        if int(variables[name]) > request.nodes:
-            raise NodesError(
-                f"{name} is {variables[name]}, but there are only {request.nodes} nodes: "
-                "training would wait for ever.",
-                hint=f"Start at least {variables[name]} nodes with --nodes, or lower {name}.",
+def _with_options(given: Mapping[str, str], request: Request) -> dict[str, str]:
+    """What was given with ``--set`` and by options of their own; not both for one variable."""
+    explicit = dict(given)
+    twice = []
+    for name, value in (
+        ("FL_NUM_ROUNDS", request.rounds),
+        ("FL_STRATEGY", request.strategy),
+        ("FL_USE_CASE", request.use_case),
+        ("FL_SEED", request.seed),
+    ):
+        if value is None:
+            continue
+        if explicit.get(name, str(value)) != str(value):
+            twice.append(
+                f"{name} is given twice: {value} by its option, {explicit[name]} by --set."
             )
-    if "FL_FLEET_API_ADDRESS" in variables:
-        _, _, port = variables["FL_FLEET_API_ADDRESS"].rpartition(":")
-        require_free_port("127.0.0.1", int(port), "FL_FLEET_API_ADDRESS")
+        explicit[name] = str(value)
+    if twice:
+        raise RequestError("\n".join(twice), hint="Give each once.")
+    return explicit
 
 
-class NodesError(RequestError):
-    """The number of nodes does not fit."""
+def _require_valid(resolutions: Sequence[context.Resolution]) -> None:
+    # What a source as a whole has wrong is found once for each role.
+    findings = dict.fromkeys(finding for each in resolutions for finding in each.errors)
+    if findings:
+        raise context.ContextError(findings)
 
-    exit_code = ExitCode.CONFIG
+
+def _run_config(resolutions: Sequence[context.Resolution]) -> dict[str, context.ConfigValue]:
+    """The app's settings in FL_RUN_CONFIG, which is valid."""
+    text = next(each.values["FL_RUN_CONFIG"].text for each in resolutions if _coordinates(each))
+    return syntax.parse_pairs(text) if text else {}
 
 
-def _check_nodes(count: int) -> None:
+def _coordinates(resolution: context.Resolution) -> bool:
+    return resolution.role is context.Role.SUPERLINK
+
+
+def _name(request: Request) -> str | None:
+    """The name that was given, or that of the folder that was given; None: any will do."""
+    if request.name is not None:
+        return state.check_name(request.name)
+    if request.folder is None:
+        return None
+    name = request.folder.absolute().name
+    if not state.NAME.fullmatch(name):
+        raise RequestError(
+            f"The folder {str(request.folder)!r} does not give a name for the federation.",
+            hint="Give one with --name: lower-case letters, digits, dots, dashes, underscores.",
+        )
+    return name
+
+
+def _check_place(request: Request, environ: Mapping[str, str]) -> None:
+    """The name and the folder are free, usable, and have room."""
+    base = state.home(environ)
+    for option, path in (
+        ("--dir", request.folder),
+        ("--data", request.data),
+        ("ONEFED_HOME", base),
+    ):
+        if path is not None:
+            _check_path(option, path)
+    name = _name(request)
+    if name is not None:
+        state.require_free(base, name, request.folder, replace=request.replace)
+    _require_room(base if request.folder is None else request.folder.absolute())
+
+
+def _check_path(option: str, path: Path) -> None:
+    """Paths go through configuration files, addresses and logs of several programs."""
+    if not str(path.absolute()).isprintable():
+        raise RequestError(
+            f"{option}: the path {str(path.absolute())!r} holds characters that are not printable.",
+            hint="Rename the folder, or give another one.",
+        )
+
+
+def _check_nodes(count: int) -> int:
     if not 1 <= count <= NODES_MAX:
         raise NodesError(
             f"{count} nodes cannot be started on one machine.",
             hint=f"Give --nodes a number from 1 to {NODES_MAX}.",
         )
+    return count
+
+
+def _check_minimums(variables: Mapping[str, str], nodes: int) -> None:
+    """What the table cannot know: how many nodes there will be."""
+    minimums = ("FL_MIN_AVAILABLE_CLIENTS", "FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS")
+    short = {name: int(variables[name]) for name in minimums if int(variables[name]) > nodes}
+    if short:
+        wanted = " and ".join(f"{name} is {count}" for name, count in short.items())
+        raise NodesError(
+            f"{wanted}, but --nodes is {nodes}: training would wait for ever.",
+            hint=f"Start at least {max(short.values())} nodes with --nodes, or lower the minimum.",
+        )
+
+
+def _check_port(variables: Mapping[str, str]) -> None:
+    """A port that was asked for is free; else each start takes one that is."""
+    if "FL_FLEET_API_ADDRESS" in variables:
+        _, _, port = variables["FL_FLEET_API_ADDRESS"].rpartition(":")
+        require_free_port("127.0.0.1", int(port), "FL_FLEET_API_ADDRESS")
 
 
 def _read_context(path: Path | None) -> context.ContextFile | None:
@@ -281,21 +408,20 @@ def _read_context(path: Path | None) -> context.ContextFile | None:
     try:
         with path.open("rb") as stream:
             return context.parse_context_file(stream.read(context.FILE_BYTES_MAX + 1))
-    except OSError as error:
-        raise RequestError(
-            f"The context file {path} cannot be read: {error.strerror}.",
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ContextFileError(
+            f"The context file {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
             hint="Name a file of NAME='value' lines with --context.",
         ) from error
 
 
-def _app(request: Request, resolved: _Resolved | None) -> bundle.App:
+def _app(request: Request, use_case: str | None) -> bundle.App:
     if request.app is not None:
         return bundle.load(request.app.absolute())
-    use_case = _use_case(request, resolved)
     if use_case is None:
         raise RequestError(
             "FL_USE_CASE is none, so there is nothing to train.",
-            hint="Choose a use case, or bring an app of your own: onefed run APP.",
+            hint="Choose a use case, or bring an app of your own: onefed run APP",
         )
     return bundle.load(apps.bundle_folder(use_case))
 
@@ -308,9 +434,14 @@ def _use_case(request: Request, resolved: _Resolved | None) -> str | None:
     return None if use_case == "none" else use_case
 
 
-def _check_data(folder: Path, request: Request, use_case: str | None) -> None:
+def _check_data(folder: Path, nodes: int, use_case: str | None) -> None:
     """One folder per node; a built-in app reads every file now rather than in round 1."""
-    missing = [str(index) for index in range(request.nodes) if not (folder / str(index)).is_dir()]
+    if not folder.is_dir():
+        raise DataFolderError(
+            f"{folder} is not a folder.",
+            hint="Name a folder that holds one folder of training files per node: 0, 1, ...",
+        )
+    missing = [str(index) for index in range(nodes) if not (folder / str(index)).is_dir()]
     if missing:
         raise DataFolderError(
             f"{folder} has no folder for node {', '.join(missing)}.",
@@ -319,7 +450,7 @@ def _check_data(folder: Path, request: Request, use_case: str | None) -> None:
     if use_case is None:
         return
     problems = []
-    for index in range(request.nodes):
+    for index in range(nodes):
         try:
             apps.check_data(use_case, folder / str(index))
         except OnefedError as error:
@@ -328,29 +459,33 @@ def _check_data(folder: Path, request: Request, use_case: str | None) -> None:
         raise _together(problems)
 
 
-class DataFolderError(RequestError):
-    """The folder given with ``--data`` is not laid out as it should be."""
-
-    exit_code = ExitCode.DATA
-
-
-def _check_app_keys(resolved: _Resolved, packed: bundle.Bundle) -> None:
-    unknown = sorted(resolved.app_config.keys() - packed.run_config.keys())
-    if unknown:
-        known = sorted(packed.run_config.keys() - bundle.RUN_CONFIG_DEFAULTS.keys())
+def _check_app_keys(given: Mapping[str, context.ConfigValue], packed: bundle.Bundle) -> None:
+    problems = []
+    known = sorted(packed.run_config.keys() - bundle.RUN_CONFIG_DEFAULTS.keys())
+    for key in sorted(given):
+        if key not in packed.run_config:
+            close = difflib.get_close_matches(key, known, n=1)
+            advice = f": did you mean {close[0]}?" if close else "."
+            problems.append(f"The app has no setting {key}{advice}")
+        elif not _fits(given[key], packed.run_config[key]):
+            default = context.render_pairs({key: packed.run_config[key]})
+            problems.append(
+                f"The app's setting {key} cannot be {given[key]!r}: its default is {default}."
+            )
+    if problems:
         raise AppKeyError(
-            f"The app has no setting {', '.join(unknown)}.",
-            hint=f"It has: {', '.join(known) or 'none'}.",
+            "\n".join(problems), hint=f"The app has the settings: {', '.join(known) or 'none'}."
         )
 
 
-class AppKeyError(RequestError):
-    """``--set`` named a key that the app's config does not have."""
+def _fits(value: context.ConfigValue, default: context.ConfigValue) -> bool:
+    """Of the same kind as the default: text, truth value, or number."""
+    if isinstance(default, str) or isinstance(value, str):
+        return isinstance(default, str) and isinstance(value, str)
+    return isinstance(default, bool) == isinstance(value, bool)
 
-    exit_code = ExitCode.CONFIG
 
-
-def _notices(resolved: _Resolved, packed: bundle.Bundle, request: Request) -> tuple[str, ...]:
+def _notices(resolved: _Resolved, packed: bundle.Bundle) -> tuple[str, ...]:
     # INFO says that one role does not read what the other one does.
     notices = [
         str(finding)
@@ -362,8 +497,11 @@ def _notices(resolved: _Resolved, packed: bundle.Bundle, request: Request) -> tu
             "This app runs its own ServerApp. To have onefed manage it (exact resume, rules, "
             'checkpoints), add to its pyproject.toml: [tool.onefed] initial-arrays = "module:f"'
         )
-        if request.rounds is not None and ROUNDS_KEY not in packed.run_config:
-            notices.append(f"The app has no setting {ROUNDS_KEY}: it decides itself about rounds.")
+        notices += [
+            f"{name} is set, but this app has no setting {key}: its own ServerApp decides."
+            for key, name in context.RUN_CONFIG_NAMES.items()
+            if name in resolved.asked and key not in packed.run_config
+        ]
     return tuple(notices)
 
 
@@ -384,8 +522,21 @@ def _require_room(place: Path) -> None:
         )
 
 
+def _claim(base: Path, name: str | None, folder: Path | None) -> tuple[StateDir, str]:
+    if name is not None:
+        return state.claim(base, name, folder), name
+    for tries_left in reversed(range(NAMING_TRIES_MAX)):
+        name = state.free_name(base)
+        try:
+            return state.claim(base, name, None), name
+        except InUseError:
+            if not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
 def _together(problems: Sequence[OnefedError]) -> OnefedError:
-    """One error for all of them."""
+    """One error for all of them, with the exit code of the first."""
     if len(problems) == 1:
         return problems[0]
     parts = []
@@ -393,6 +544,6 @@ def _together(problems: Sequence[OnefedError]) -> OnefedError:
         parts.append(problem.message)
         if problem.hint:
             parts.append(f"  {problem.hint}")
-    together = RequestError("\n".join(parts), hint=f"{len(problems)} things to mend.")
+    together = RequestError("\n".join(parts), hint="Correct all of them and start again.")
     together.exit_code = problems[0].exit_code
     return together

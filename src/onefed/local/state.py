@@ -25,6 +25,7 @@ import psutil
 
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError, StorageError
+from onefed.telemetry.log import Follower
 
 STATE_VARIABLE = "ONEFED_STATE_DIR"
 
@@ -45,7 +46,8 @@ END_PASSES_MAX = 3
 """A process may be born while the others are ended; so they are looked for again."""
 
 HOLD_TRIES_MAX = 100
-"""Others who look at the lock hold it for microseconds."""
+HOLD_POLL_S = 0.01
+"""Others who look at the lock hold it for microseconds, and one may be asleep just then."""
 
 
 class BadNameError(OnefedError):
@@ -141,6 +143,14 @@ class StateDir:
     def write_spec(self, spec: Spec) -> None:
         """Make this what the federation was asked to be."""
         files.write_bytes(self.spec_file, json.dumps(asdict(spec), indent=1).encode())
+
+
+def news(state: StateDir) -> Follower:
+    """Gives the events from now on: what earlier starts said is not the next one's."""
+    follower = Follower(state.events)
+    while follower.poll():
+        pass
+    return follower
 
 
 def supernodes(count: int) -> tuple[str, ...]:
@@ -407,6 +417,8 @@ def _lock(descriptor: int) -> bool:
             return True
         if not _try_lock(descriptor, fcntl.LOCK_SH):
             return False
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        time.sleep(HOLD_POLL_S)
     return False
 
 

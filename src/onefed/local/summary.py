@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Literal
 
 from onefed import arrays
 from onefed.appliance.paths import Paths
-from onefed.checkpoint import RecoveryStore, Snapshot, files
+from onefed.checkpoint import Loaded, RecoveryStore, files
 from onefed.errors import ExitCode, OnefedError
 from onefed.local.state import SUPERLINK, Spec, StateDir
 from onefed.telemetry import events
@@ -32,27 +34,19 @@ EXIT_CODES: Mapping[Status, ExitCode] = {
 
 @dataclass(frozen=True)
 class Summary:
-    """How a federation ended; the same in every topology."""
+    """How a federation ended; the same in every topology. docs/summary.md describes each field."""
 
     status: Status
-    """``finished``: all rounds are done. ``stopped``: by the user, to be resumed. ``failed``."""
     name: str
     rounds_done: int
-    """Committed rounds, those of earlier starts included."""
     rounds_total: int
     accuracy: float | None
-    """Of the last committed model; null when nobody measured it."""
     loss: float | None
     model_sha256: str | None
-    """``arrays.digest`` of the last committed model; null for an app that is not managed."""
     checkpoint: str | None
-    """The newest checkpoint file of this start."""
     restarts: int
-    """Programs and runs that died and were started again."""
     failures: int
-    """Replies that were lost or could not be used."""
     seconds: float
-    """Duration of this start, boot and shutdown included."""
     nodes: int
     strategy: str
     app: str
@@ -60,7 +54,6 @@ class Summary:
     topology: Literal["hub", "peer"]
     directory: str
     error: str | None
-    """What went wrong and what to do next; null unless ``failed`` or ``stopped``."""
     exit_code: int
     format: int = FORMAT
 
@@ -70,7 +63,11 @@ def make(
 ) -> Summary:
     """From what the recovery store holds, and for the rest from the events."""
     rounds_total = spec.rounds if spec.managed else view.rounds_total or spec.rounds
-    last = last_snapshot(directory) if spec.managed else None
+    last = None
+    if spec.managed:
+        with contextlib.suppress(OnefedError):  # a damaged store is for a resume to report
+            saved = last_saved(directory)
+            last = None if saved is None else saved.snapshot
     done = view.rounds_done if last is None else last.round_number
     record = last.history[-1] if last is not None and last.history else None
     completed = view.run_status == "completed" or (spec.managed and done >= rounds_total)
@@ -82,8 +79,8 @@ def make(
         name=spec.name,
         rounds_done=done,
         rounds_total=rounds_total,
-        accuracy=view.accuracy if record is None else record.accuracy,
-        loss=view.loss if record is None else record.loss,
+        accuracy=_finite(view.accuracy if record is None else record.accuracy),
+        loss=_finite(view.loss if record is None else record.loss),
         model_sha256=None if last is None else arrays.digest(last.arrays),
         checkpoint=view.checkpoint,
         restarts=view.restarts,
@@ -110,15 +107,15 @@ def with_exit_code(summary: Summary, code: ExitCode) -> Summary:
     return replace(summary, status=status, exit_code=int(code))
 
 
-def last_snapshot(directory: StateDir) -> Snapshot | None:
-    """The last committed round in the recovery store, or None when there is none that is whole."""
+def last_saved(directory: StateDir) -> Loaded | None:
+    """The last committed round that the recovery store has whole; None before the first.
+
+    Raises:
+        StorageError: there are snapshots, and none is whole.
+    """
     store = RecoveryStore(Paths(directory.root(SUPERLINK)).recovery)
-    try:
-        runs = store.runs()
-        loaded = store.load(runs[0]) if runs else None
-    except OnefedError:
-        return None
-    return None if loaded is None else loaded.snapshot
+    runs = store.runs()
+    return store.load(runs[0] if runs else "")  # without a readable one, load says what is wrong
 
 
 def as_event(summary: Summary) -> events.FederationEnd:
@@ -143,6 +140,17 @@ def write(summary: Summary, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, object]:
-    """A summary as it was written."""
-    document: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    """A summary as it was written.
+
+    Raises:
+        StorageError: there is none, or it is damaged.
+    """
+    document = files.read_json(path)
+    if not isinstance(document, dict):
+        raise files.DamagedError(path, "it is not a summary")
     return document
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON knows no NaN: the loss of a run that diverged is null."""
+    return number if number is not None and math.isfinite(number) else None

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,13 +121,10 @@ class FakeFlower:
                 """Say nothing."""
 
         server = http.server.HTTPServer((flags["--host"], int(flags["--port"])), Health)
-        if "--insecure" not in program.argv:
-            tls = None
-            if "--ssl-certfile" in flags:
-                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                tls.load_cert_chain(flags["--ssl-certfile"], flags["--ssl-keyfile"])
-            if tls is not None:
-                server.socket = tls.wrap_socket(server.socket, server_side=True)
+        if "--ssl-certfile" in flags:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(flags["--ssl-certfile"], flags["--ssl-keyfile"])
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         self._servers[program.name] = server
 
@@ -189,9 +188,7 @@ class Computer:
         return context.resolve(self.role, context_file=given)
 
     def subject(self) -> superlink.SuperLink | supernode.SuperNode:
-        kind = (
-            superlink.SuperLink if self.role is context.Role.SUPERLINK else supernode.SuperNode
-        )
+        kind = superlink.SuperLink if self.role is context.Role.SUPERLINK else supernode.SuperNode
         return kind(self.edge(), self.resolution())
 
     def boot(
@@ -259,11 +256,19 @@ class Coordinator:
             self._cloud.model.update_attributes(self._vm.vm_id, {"FL_NODE_REGISTERED": known})
 
 
+@pytest.fixture(scope="session")
+def background() -> Iterator[futures.Executor]:
+    """For what takes its time and nobody waits for; done when the last test is."""
+    with futures.ThreadPoolExecutor(max_workers=4) as pool:
+        yield pool
+
+
 @pytest.fixture
-def cloud() -> Iterator[Cloud]:
+def cloud(background: futures.Executor) -> Iterator[Cloud]:
     model = RecordingModel()
-    with OneGateServer(model) as endpoint:
-        yield Cloud(model, endpoint)
+    server = OneGateServer(model)
+    yield Cloud(model, server.start())
+    background.submit(server.stop)
 
 
 @pytest.fixture
@@ -281,8 +286,6 @@ def flower() -> Iterator[FakeFlower]:
 @pytest.fixture
 def open_umask() -> Iterator[None]:
     """No help from the umask: modes must come from the program."""
-    import os  # noqa: PLC0415
-
     before = os.umask(0)
     yield
     os.umask(before)

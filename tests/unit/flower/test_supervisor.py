@@ -1,0 +1,782 @@
+"""The coordinator's program, between a real OneGate and Flower's own SuperLink."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from onefed.checkpoint import files
+from onefed.flower import adapter, bundle, supervisor
+from onefed.flower.supervisor import Instructions, Supervisor
+from onefed.local import onegate as local_onegate
+from onefed.local import service
+from onefed.opennebula import onegate
+from onefed.telemetry import events, log
+from onefed.tls import material, node_keys
+
+RUN_CONFIG = {"strategy": "FedAvg", "num-server-rounds": 4, "seed": 3, "local-epochs": 2}
+DIED = "No heartbeat received from the run"
+
+
+class Coordinator:
+    """The machine of a SuperLink, its service, and what its supervisor is told."""
+
+    def __init__(self, folder: Path, server: Any, endpoint: str, model: Any) -> None:
+        self.folder = folder
+        self.server = server
+        self.events: list[events.Event] = []
+        self.model = model
+        self._endpoint = endpoint
+        self._controls: list[adapter.Control] = []
+        self._machine = model.add_vm("superlink", "superlink_0", "192.168.150.100", {})
+        self.told = Instructions(
+            superlink=server.address,
+            ca_certificate=None,
+            onegate_endpoint=endpoint,
+            vm_id=self._machine.vm_id,
+            token_file=folder / "token.txt",
+            bundle=folder / "app.fab",
+            use_case="none",
+            run_config=RUN_CONFIG,
+            keys_set=frozenset({"num-server-rounds"}),
+            min_available_clients=1,
+            state_file=folder / "supervisor-state.json",
+            stop_request=folder / "stop-requested",
+            run_log=folder / "serverapp.log",
+        )
+        self.told.token_file.write_text(self._machine.token)
+
+    def boot(self, *, server: Any = None) -> Supervisor:
+        """A supervisor as it is after a start of its program, nothing in memory."""
+        self.server = server or self.server
+        return Supervisor(
+            self.told,
+            control=self.control(),
+            gate=onegate.OneGate(self._endpoint, self._machine.token, self._machine.vm_id),
+            emit=self.events.append,
+        )
+
+    def add_machine(self, role: str = "supernode", **published: str) -> str:
+        """A machine of our service that has published these attributes; its id."""
+        number = len(self.model.snapshot().vms)
+        address = f"192.168.150.{100 + number}"
+        vm_id: str = self.model.add_vm(role, f"{role}_{number}", address, {}, published).vm_id
+        return vm_id
+
+    def add_node(self, partition: str | None = None) -> tuple[str, str]:
+        """A machine that has published its key; its id and the fingerprint of the key."""
+        key = node_keys.ensure(self.folder / f"node-{len(self.model.snapshot().vms)}")
+        published = {"FL_NODE_KEY": node_keys.encode_for_publication(key.public_key)}
+        if partition is not None:
+            published["FL_PARTITION"] = partition
+        return self.add_machine(**published), key.fingerprint
+
+    def registered(self, vm_id: str) -> str | None:
+        return self.model.attributes(vm_id).get("FL_NODE_REGISTERED")
+
+    def node_names(self) -> list[str]:
+        return sorted(node.name for node in self.nodes())
+
+    def nodes(self) -> tuple[adapter.NodeStatus, ...]:
+        return self.control().nodes()
+
+    def control(self) -> adapter.Control:
+        self._controls.append(adapter.Control(self.server.address, None))
+        return self._controls[-1]
+
+    def close(self) -> None:
+        """End what runs, so that nobody reads a log any more, and then the connections."""
+        self.server.stop()
+        for control in self._controls:
+            control.close()
+
+    def connect_all(self) -> None:
+        for node in self.nodes():
+            if node.status != adapter.NODE_ONLINE:
+                self.server.connect(node.node_id)
+
+    def runs(self) -> list[Any]:
+        """Flower's runs, oldest first."""
+        return list(self.server.state.get_run_info(order_by="pending_at"))
+
+    def of(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def state(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.told.state_file.read_text())
+        return document
+
+    def running(self) -> Supervisor:
+        """A supervisor whose run was submitted and has begun."""
+        self.add_node("0")
+        watching = self.boot()
+        watching.step()
+        self.connect_all()
+        watching.step()
+        self.server.run_starts(self.runs()[-1].run_id)
+        return watching
+
+    def run_dies(self, details: str = DIED) -> None:
+        self.server.run_ends(self.runs()[-1].run_id, "failed", details)
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path, superlink_server: Any) -> Iterator[Coordinator]:
+    model = service.ServiceModel("6", "fed-1")
+    for role in ("superlink", "supernode", "other"):
+        model.add_role(role, 1)
+    with local_onegate.OneGateServer(model) as endpoint:
+        made = Coordinator(tmp_path, superlink_server, endpoint, model)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def with_app(coordinator: Coordinator, app_folder: Callable[..., Path]) -> Coordinator:
+    """A coordinator that was given a managed app."""
+    built = bundle.build(bundle.load(app_folder()))
+    coordinator.told.bundle.write_bytes(built.fab)
+    return coordinator
+
+
+@pytest.fixture
+def with_own_server_app(coordinator: Coordinator, app_folder: Callable[..., Path]) -> Coordinator:
+    folder = app_folder(managed=None, config={"num-server-rounds": 2, "seed": 1})
+    coordinator.told.bundle.write_bytes(bundle.build(bundle.load(folder)).fab)
+    return coordinator
+
+
+class TestRegistration:
+    def test_a_published_key_is_registered_once_and_its_node_is_told(
+        self, coordinator: Coordinator
+    ) -> None:
+        vm_id, fingerprint = coordinator.add_node("0")
+        watching = coordinator.boot()
+
+        for _ in range(3):
+            assert not watching.step()
+
+        assert coordinator.registered(vm_id) == fingerprint
+        [node] = coordinator.nodes()
+        assert node.name == "client:0"
+        assert coordinator.of(events.NodeRegistered) == [
+            events.NodeRegistered("supernode/0", str(node.node_id), 0)
+        ]
+
+    def test_a_node_without_a_partition_is_known_by_its_key(self, coordinator: Coordinator) -> None:
+        _, fingerprint = coordinator.add_node()
+
+        coordinator.boot().step()
+
+        assert coordinator.node_names() == [f"client:{fingerprint[:16]}"]
+        assert coordinator.of(events.NodeRegistered)[0].partition is None
+
+    def test_a_machine_that_has_published_nothing_yet_is_registered_when_it_has(
+        self, coordinator: Coordinator
+    ) -> None:
+        vm_id = coordinator.add_machine()
+        watching = coordinator.boot()
+        watching.step()
+        assert coordinator.node_names() == []
+        key = node_keys.ensure(coordinator.folder / "later")
+        published = {"FL_NODE_KEY": node_keys.encode_for_publication(key.public_key)}
+        coordinator.model.update_attributes(vm_id, published)
+
+        watching.step()
+
+        assert coordinator.registered(vm_id) == key.fingerprint
+
+    def test_after_a_restart_the_same_nodes_are_told_again_and_registered_no_second_time(
+        self, coordinator: Coordinator
+    ) -> None:
+        vm_id, fingerprint = coordinator.add_node("0")
+        coordinator.boot().step()
+        coordinator.model.erase_attribute(vm_id, "FL_NODE_REGISTERED")
+
+        coordinator.boot().step()
+
+        assert coordinator.registered(vm_id) == fingerprint
+        assert len(coordinator.nodes()) == 1
+        assert len(coordinator.of(events.NodeRegistered)) == 1
+
+    def test_machines_of_other_roles_are_not_registered(self, coordinator: Coordinator) -> None:
+        key = node_keys.ensure(coordinator.folder / "other")
+        published = node_keys.encode_for_publication(key.public_key)
+        coordinator.add_machine("other", FL_NODE_KEY=published)
+
+        coordinator.boot().step()
+
+        assert coordinator.nodes() == ()
+
+    @pytest.mark.parametrize(
+        "published",
+        [
+            "",
+            "AAAA",
+            "not base64 at all!",
+            "bm90IGEga2V5",
+            "\N{SNOWMAN}",
+            "x" * 100_000,
+            "LS0tLS1CRUdJTiBPUEVOU1NIIFBSSVZBVEUgS0VZLS0tLS0=",
+            "c3NoLXJzYSBBQUFBQjNOemFDMXljMkVBQUFBREFRQUJBQUFBUVFD",
+        ],
+        ids=range(8),
+    )
+    def test_what_one_machine_published_wrongly_keeps_no_other_out(
+        self, coordinator: Coordinator, published: str
+    ) -> None:
+        hostile = coordinator.add_machine(FL_NODE_KEY=published)
+        vm_id, fingerprint = coordinator.add_node("1")
+        watching = coordinator.boot()
+
+        for _ in range(3):
+            watching.step()
+
+        assert coordinator.registered(vm_id) == fingerprint
+        assert coordinator.registered(hostile) is None
+        [warning] = coordinator.of(events.Notice)
+        assert warning.level == "WARNING"
+        assert "supernode/0" in warning.message
+        assert len(warning.message) < 1000
+
+    def test_a_machine_that_corrects_its_key_is_registered(self, coordinator: Coordinator) -> None:
+        vm_id = coordinator.add_machine(FL_NODE_KEY="nonsense")
+        watching = coordinator.boot()
+        watching.step()
+        key = node_keys.ensure(coordinator.folder / "corrected")
+        published = {"FL_NODE_KEY": node_keys.encode_for_publication(key.public_key)}
+        coordinator.model.update_attributes(vm_id, published)
+
+        watching.step()
+
+        assert coordinator.registered(vm_id) == key.fingerprint
+
+    @pytest.mark.parametrize(
+        "partition", ["", "-1", "1.0", "\N{SUPERSCRIPT TWO}", "9" * 5000, "0 1", "0x1", "client:0"]
+    )
+    def test_a_partition_that_is_no_number_is_none(
+        self, coordinator: Coordinator, partition: str
+    ) -> None:
+        vm_id, fingerprint = coordinator.add_node(partition)
+
+        coordinator.boot().step()
+
+        assert coordinator.registered(vm_id) == fingerprint
+        assert coordinator.node_names() == [f"client:{fingerprint[:16]}"]
+
+    def test_nodes_that_claim_one_partition_are_both_registered(
+        self, coordinator: Coordinator
+    ) -> None:
+        machines = [coordinator.add_node("0"), coordinator.add_node("0")]
+
+        coordinator.boot().step()
+
+        assert [coordinator.registered(vm_id) for vm_id, _ in machines] == [f for _, f in machines]
+        assert coordinator.node_names() == ["client:0", "client:0"]
+
+    def test_servers_that_do_not_answer_are_nobodys_fault(self, coordinator: Coordinator) -> None:
+        coordinator.add_node("0")
+        watching = coordinator.boot()
+        coordinator.server.stop()
+
+        with pytest.raises(adapter.SuperLinkError):
+            watching.step()
+
+        assert coordinator.events == []
+
+
+class TestNodes:
+    def test_nodes_that_come_and_go_are_told_with_their_addresses(
+        self, coordinator: Coordinator
+    ) -> None:
+        coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        [node] = coordinator.nodes()
+
+        coordinator.server.connect(node.node_id)
+        watching.step()
+        watching.step()
+        coordinator.server.disconnect(node.node_id)
+        watching.step()
+
+        assert coordinator.events[1:] == [
+            events.ClientJoin(str(node.node_id), "192.168.150.101"),
+            events.ClientLeave(str(node.node_id), "disconnected"),
+        ]
+
+    def test_addresses_are_known_after_a_restart_too(self, coordinator: Coordinator) -> None:
+        coordinator.add_node("0")
+        coordinator.boot().step()
+        coordinator.connect_all()
+
+        coordinator.boot().step()
+
+        assert coordinator.of(events.ClientJoin)[-1].client_address == "192.168.150.101"
+
+    def test_a_node_that_somebody_else_registered_is_told_without_an_address(
+        self, coordinator: Coordinator
+    ) -> None:
+        key = node_keys.ensure(coordinator.folder / "foreign")
+        public_key = node_keys.public_key_bytes(key.public_key)
+        coordinator.control().register_node(public_key, "somebody")
+        coordinator.connect_all()
+
+        coordinator.boot().step()
+
+        assert coordinator.of(events.ClientJoin)[0].client_address == "unknown"
+
+
+class TestSubmission:
+    def test_a_run_is_submitted_once_enough_nodes_are_connected(
+        self, with_app: Coordinator
+    ) -> None:
+        with_app.told = replace(with_app.told, min_available_clients=2)
+        for partition in ("0", "1"):
+            with_app.add_node(partition)
+        watching = with_app.boot()
+        watching.step()
+        with_app.server.connect(with_app.nodes()[0].node_id)
+        watching.step()
+        assert with_app.runs() == []
+
+        with_app.connect_all()
+        for _ in range(3):
+            assert not watching.step()
+
+        [run] = with_app.runs()
+        state = with_app.state()
+        assert (state["status"], state["submissions"]) == ("running", [run.run_id])
+        assert with_app.of(events.RunSubmitted) == [
+            events.RunSubmitted(state["run"], str(run.run_id), 1)
+        ]
+
+    def test_a_managed_app_is_told_every_setting_that_it_knows(self, with_app: Coordinator) -> None:
+        with_app.running()
+
+        [run] = with_app.runs()
+        assert dict(run.override_config) == {**RUN_CONFIG, "run": with_app.state()["run"]}
+
+    def test_an_app_with_its_own_server_app_is_told_only_what_somebody_set(
+        self, with_own_server_app: Coordinator
+    ) -> None:
+        with_own_server_app.running()
+
+        [run] = with_own_server_app.runs()
+        assert dict(run.override_config) == {"num-server-rounds": 4}
+
+    def test_without_an_app_it_waits_for_one(self, coordinator: Coordinator) -> None:
+        coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        coordinator.connect_all()
+
+        assert not watching.step()
+
+        assert coordinator.runs() == []
+
+    def test_the_built_in_app_of_the_use_case_is_submitted_by_itself(
+        self, coordinator: Coordinator
+    ) -> None:
+        coordinator.told = replace(coordinator.told, use_case="image-classification")
+        coordinator.running()
+
+        [run] = coordinator.runs()
+        assert run.fab_id == "onefed/image-classification"
+
+    @pytest.mark.parametrize("change", [{"use_case": "telepathy"}, {"use_case": "none"}])
+    def test_an_app_that_cannot_be_used_is_an_error(
+        self, coordinator: Coordinator, change: dict[str, str]
+    ) -> None:
+        coordinator.told = replace(coordinator.told, **change)  # type: ignore[arg-type]
+        if change["use_case"] == "none":
+            coordinator.told.bundle.write_bytes(b"nonsense")
+
+        with pytest.raises(bundle.AppError):
+            coordinator.running()
+
+    def test_a_run_that_is_refused_has_failed_and_is_not_tried_for_ever(
+        self, with_app: Coordinator
+    ) -> None:
+        with_app.told = replace(with_app.told, run_config={"seed": [1]})
+        with_app.add_node("0")
+        watching = with_app.boot()
+        watching.step()
+        with_app.connect_all()
+
+        assert watching.step()
+
+        [status] = with_app.of(events.RunStatus)
+        assert status.status == "failed"
+        assert "cannot be sent" in status.details
+
+
+class TestRun:
+    def test_a_run_that_completes_ends_the_work(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        assert not watching.step()
+
+        with_app.server.run_ends(with_app.runs()[0].run_id, "completed")
+
+        assert watching.step()
+        assert with_app.of(events.RunStatus) == [events.RunStatus("completed", "")]
+        assert with_app.state()["status"] == "completed"
+
+    def test_a_restart_finds_the_run_and_submits_no_second_one(self, with_app: Coordinator) -> None:
+        with_app.running()
+
+        again = with_app.boot()
+        assert not again.step()
+        with_app.server.run_ends(with_app.runs()[0].run_id, "completed")
+
+        assert again.step()
+        assert len(with_app.runs()) == 1
+
+    def test_a_run_whose_server_app_died_is_submitted_again_as_the_same_run(
+        self, with_app: Coordinator
+    ) -> None:
+        watching = with_app.running()
+        identity = with_app.state()["run"]
+
+        with_app.run_dies()
+        for _ in range(2):
+            assert not watching.step()
+
+        first, second = with_app.runs()
+        assert second.override_config["run"] == first.override_config["run"] == identity
+        assert [event.attempt for event in with_app.of(events.RunSubmitted)] == [1, 2]
+        [warning] = with_app.of(events.Notice)
+        assert DIED in warning.message
+
+    def test_a_run_whose_server_app_dies_again_and_again_has_failed(
+        self, with_app: Coordinator
+    ) -> None:
+        watching = with_app.running()
+        for _ in range(supervisor.SUBMISSIONS_MAX - 1):
+            with_app.run_dies()
+            watching.step()
+            watching.step()
+            with_app.server.run_starts(with_app.runs()[-1].run_id)
+
+        with_app.run_dies()
+
+        assert watching.step()
+        assert len(with_app.runs()) == supervisor.SUBMISSIONS_MAX
+        assert with_app.of(events.RunStatus) == [events.RunStatus("failed", DIED)]
+
+    def test_an_app_that_raised_has_failed_at_once(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+
+        with_app.run_dies("ServerApp failed with exception: division by zero")
+
+        assert watching.step()
+        assert len(with_app.runs()) == 1
+        assert "division by zero" in with_app.of(events.RunStatus)[0].details
+
+    def test_a_superlink_that_lost_its_database_gets_the_run_again(
+        self, with_app: Coordinator, start_superlink_server: Callable[[], Any]
+    ) -> None:
+        with_app.running()
+        identity = with_app.state()["run"]
+
+        again = with_app.boot(server=start_superlink_server())
+        assert not again.step()
+        with_app.connect_all()
+        assert not again.step()
+
+        [run] = with_app.runs()
+        assert run.override_config["run"] == identity
+        assert with_app.of(events.RunSubmitted)[-1].attempt == 2
+
+    @pytest.mark.parametrize("ended", ["completed", "failed", "stopped"])
+    def test_the_next_boot_goes_on_with_the_same_run(
+        self, with_app: Coordinator, ended: str
+    ) -> None:
+        watching = with_app.running()
+        with_app.server.run_ends(with_app.runs()[0].run_id, "failed", "failed with exception")
+        assert watching.step()
+        state = {**with_app.state(), "status": ended, "attempts": supervisor.SUBMISSIONS_MAX}
+        with_app.told.state_file.write_text(json.dumps(state))
+
+        booted = with_app.boot()
+        assert not booted.step()
+        with_app.server.run_starts(with_app.runs()[-1].run_id)
+        with_app.run_dies()
+        for _ in range(2):
+            assert not booted.step()
+
+        identities = {run.override_config["run"] for run in with_app.runs()}
+        assert identities == {state["run"]}
+        assert len(with_app.runs()) == 3
+
+
+class TestStop:
+    def test_a_stop_before_the_submission_submits_nothing(self, with_app: Coordinator) -> None:
+        with_app.add_node("0")
+        with_app.told.stop_request.touch()
+
+        assert with_app.boot().step()
+
+        assert with_app.runs() == []
+        assert with_app.of(events.RunStatus)[0].status == "stopped"
+
+    def test_our_server_app_is_left_to_finish_its_round(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        with_app.told.stop_request.touch()
+
+        for _ in range(2):
+            assert not watching.step()
+        assert with_app.runs()[0].status.status == "running"
+        with_app.server.run_ends(with_app.runs()[0].run_id, "completed")
+
+        assert watching.step()
+        assert with_app.of(events.RunStatus)[0].status == "stopped"
+
+    def test_a_run_that_nobody_executes_yet_is_stopped_at_once(self, with_app: Coordinator) -> None:
+        with_app.add_node("0")
+        watching = with_app.boot()
+        watching.step()
+        with_app.connect_all()
+        watching.step()
+        with_app.told.stop_request.touch()
+
+        assert not watching.step()
+        assert watching.step()
+
+        assert with_app.of(events.RunStatus)[0].status == "stopped"
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_an_app_with_its_own_server_app_is_stopped_by_flower(
+        self, with_own_server_app: Coordinator, restarted: bool
+    ) -> None:
+        watching = with_own_server_app.running()
+        with_own_server_app.told.stop_request.touch()
+        if restarted:
+            watching = with_own_server_app.boot()
+
+        assert not watching.step()
+        assert watching.step()
+
+        [run] = with_own_server_app.runs()
+        assert run.status.sub_status == "stopped"
+        assert with_own_server_app.of(events.RunStatus)[0].status == "stopped"
+
+    def test_a_run_that_dies_after_a_stop_is_not_submitted_again(
+        self, with_app: Coordinator
+    ) -> None:
+        watching = with_app.running()
+        with_app.told.stop_request.touch()
+        with_app.run_dies()
+
+        assert watching.step()
+
+        assert len(with_app.runs()) == 1
+        assert with_app.of(events.RunStatus)[0].status == "stopped"
+
+
+class TestLog:
+    FIRST, SECOND = "INFO :      [ROUND 1/2]\nno newline y", "et\nINFO :      [ROUND 2/2]\n"
+
+    def test_what_an_own_server_app_prints_is_logged_and_told(
+        self, with_own_server_app: Coordinator
+    ) -> None:
+        watching = with_own_server_app.running()
+        run_id = with_own_server_app.runs()[0].run_id
+        with_own_server_app.server.run_prints(run_id, self.FIRST)
+        with_own_server_app.server.run_prints(run_id, self.SECOND)
+        with_own_server_app.server.run_ends(run_id, "completed")
+
+        assert watching.step()
+
+        log_text = with_own_server_app.told.run_log.read_text(encoding="utf-8")
+        assert log_text == self.FIRST + self.SECOND
+        told = with_own_server_app.of(events.AppLog)
+        assert [event.line for event in told] == ["[ROUND 1/2]", "no newline yet", "[ROUND 2/2]"]
+        assert [event.round for event in with_own_server_app.of(events.RoundEnd)] == [1]
+        assert with_own_server_app.events[-1] == events.RunStatus("completed", "")
+
+    def test_a_restart_tells_only_what_was_not_told(self, with_own_server_app: Coordinator) -> None:
+        with_own_server_app.told.run_log.write_text("of an earlier run\n")
+        watching = with_own_server_app.running()
+        run_id = with_own_server_app.runs()[0].run_id
+        with_own_server_app.server.run_prints(run_id, "[ROUND 1/2]\n")
+        while not with_own_server_app.of(events.AppLog):
+            watching.step()
+
+        with_own_server_app.server.run_prints(run_id, "[ROUND 2/2]\n")
+        with_own_server_app.server.run_ends(run_id, "completed")
+        while "ROUND 2" not in with_own_server_app.told.run_log.read_text():
+            watching.step()
+        again = with_own_server_app.boot()
+        again.step()
+
+        text = with_own_server_app.told.run_log.read_text()
+        assert text == "of an earlier run\n[ROUND 1/2]\n[ROUND 2/2]\n"
+        assert [event.round for event in with_own_server_app.of(events.RoundEnd)] == [1]
+
+    def test_a_managed_app_tells_its_own_story(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        run_id = with_app.runs()[0].run_id
+        with_app.server.run_prints(run_id, self.FIRST + self.SECOND)
+        with_app.server.run_ends(run_id, "completed")
+
+        assert watching.step()
+
+        assert with_app.told.run_log.read_text(encoding="utf-8") == self.FIRST + self.SECOND
+        assert with_app.of(events.AppLog) == []
+
+    def test_endless_lines_are_broken(self, with_own_server_app: Coordinator) -> None:
+        watching = with_own_server_app.running()
+        run_id = with_own_server_app.runs()[0].run_id
+        for _ in range(3):
+            with_own_server_app.server.run_prints(run_id, "x" * supervisor.LINE_LENGTH_MAX)
+        with_own_server_app.server.run_ends(run_id, "completed")
+
+        assert watching.step()
+
+        lines = with_own_server_app.told.run_log.read_text().splitlines()
+        assert lines == ["x" * supervisor.LINE_LENGTH_MAX] * 3
+
+
+class TestState:
+    def test_instructions_come_back_as_step_sl_06_writes_them(self, tmp_path: Path) -> None:
+        document = {
+            "format": 1,
+            "superlink": "127.0.0.1:9092",
+            "ca_certificate": "/etc/ca.crt",
+            "onegate_endpoint": "http://169.254.16.9:5030",
+            "vm_id": "0",
+            "token_file": "/etc/token.txt",
+            "bundle": "/var/app.fab",
+            "use_case": "none",
+            "run_config": {"seed": 1, "strategy": "FedAvg"},
+            "keys_set": ["seed"],
+            "min_available_clients": 2,
+            "state_file": "/var/supervisor.json",
+            "stop_request": "/var/stop",
+            "run_log": "/var/serverapp.log",
+        }
+        path = tmp_path / "supervisor.json"
+        path.write_text(json.dumps(document))
+
+        told = Instructions.read(path)
+
+        for name, value in document.items():
+            if name not in ("format", "keys_set"):
+                read = getattr(told, name)
+                assert (str(read) if isinstance(read, Path) else read) == value
+        assert told.keys_set == {"seed"}
+        path.write_text(json.dumps({**document, "ca_certificate": None}))
+        assert Instructions.read(path).ca_certificate is None
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "running"}'])
+    def test_a_damaged_state_is_no_fresh_start(
+        self, coordinator: Coordinator, content: str
+    ) -> None:
+        """Another identity would find the recovery store in use, by itself."""
+        coordinator.told.state_file.write_text(content)
+
+        with pytest.raises(files.DamagedError, match="is damaged"):
+            coordinator.boot()
+
+    def test_a_state_of_another_version_is_read_as_far_as_it_is_known(
+        self, coordinator: Coordinator
+    ) -> None:
+        coordinator.told.state_file.write_text('{"run": "r", "colour": "blue"}')
+        coordinator.told.stop_request.touch()
+
+        assert coordinator.boot().step()
+
+        assert coordinator.state()["run"] == "r"
+
+
+def read_events(path: Path) -> list[str]:
+    return [record.event.EVENT for record in log.read(path)] if path.exists() else []
+
+
+@pytest.mark.flower
+class TestProgram:
+    """``python -m onefed.flower.supervisor`` beside a real SuperLink with TLS and node keys."""
+
+    @pytest.fixture
+    def start_program(
+        self, coordinator: Coordinator
+    ) -> Iterator[Callable[[Mapping[str, Any]], subprocess.Popen[bytes]]]:
+        started: list[subprocess.Popen[bytes]] = []
+
+        def start(changes: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+            told = replace(coordinator.told, **changes)
+            document = {name: getattr(told, name) for name in told.__dataclass_fields__}
+            document["keys_set"] = sorted(told.keys_set)
+            path = coordinator.folder / "instructions.json"
+            path.write_text(json.dumps(document, default=str))
+            environ = {
+                "PATH": "/usr/bin:/bin",
+                "ONEFED_EVENTS": str(coordinator.folder / "events.jsonl"),
+                "ONEFED_STATE_DIR": str(coordinator.folder),
+            }
+            command = [sys.executable, "-m", "onefed.flower.supervisor", str(path)]
+            started.append(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL))
+            return started[-1]
+
+        yield start
+        for process in started:
+            process.kill()
+            process.wait()
+
+    def test_it_registers_a_node_over_tls_and_ends_at_sigterm(
+        self,
+        coordinator: Coordinator,
+        tls_superlink: SimpleNamespace,
+        start_program: Callable[[Mapping[str, Any]], subprocess.Popen[bytes]],
+    ) -> None:
+        vm_id, fingerprint = coordinator.add_node("0")
+
+        program = start_program(
+            {"superlink": tls_superlink.address, "ca_certificate": tls_superlink.ca_certificate}
+        )
+        while coordinator.registered(vm_id) is None:
+            assert program.poll() is None
+        control = adapter.Control(tls_superlink.address, tls_superlink.ca_certificate)
+        assert [node.name for node in control.nodes()] == ["client:0"]
+        control.close()
+        program.send_signal(signal.SIGTERM)
+
+        assert coordinator.registered(vm_id) == fingerprint
+        assert program.wait() == 0
+
+    def test_what_it_cannot_work_with_is_told_and_it_stays(
+        self,
+        coordinator: Coordinator,
+        start_program: Callable[[Mapping[str, Any]], subprocess.Popen[bytes]],
+    ) -> None:
+        coordinator.told.state_file.write_text("nonsense")
+
+        program = start_program({})
+        events_file = coordinator.folder / "events.jsonl"
+        while "run_status" not in read_events(events_file):
+            assert program.poll() is None
+        program.send_signal(signal.SIGTERM)
+
+        assert program.wait() == 0
+        assert read_events(events_file) == ["notice", "run_status"]
+
+    def test_another_authority_is_not_trusted(
+        self, tls_superlink: SimpleNamespace, tmp_path: Path
+    ) -> None:
+        foreign = material.ensure(tmp_path / "foreign", addresses=[], now=datetime.now(UTC))
+        control = adapter.Control(tls_superlink.address, foreign.ca_certificate_path)
+
+        with pytest.raises(adapter.SuperLinkError, match="CERTIFICATE_VERIFY_FAILED"):
+            control.nodes()
+        control.close()
