@@ -8,7 +8,7 @@ import logging
 import sys
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -53,6 +53,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     "int | None": st.none() | st.integers(-(2**63), 2**63),
     "Metric": st.none() | st.floats(),
     "Seconds": st.none() | st.floats(),
+    "MachineState": st.sampled_from(get_args(ev.MachineState)),
     "Level": st.sampled_from(["DEBUG", "INFO", "WARNING", "ERROR"]),
 }
 
