@@ -117,7 +117,12 @@ class Terminal:
         self._live.update(live.draw(view, datetime.now(UTC)))
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        self._console.print(_result(summary))
+        table = Table.grid(padding=(0, 2))
+        for name, text in _outcome(summary):
+            table.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
+        style = live.STATE_STYLES.get(str(summary["status"]), "")
+        title = Text(_headline(summary), style=style)
+        self._console.print(Panel(table, title=title, title_align="left", expand=False))
 
 
 class PlainLines:
@@ -139,7 +144,11 @@ class PlainLines:
             _print_line(lines.text_line(record, rounds_total=view.rounds_total))
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        table_console().print(_result(summary))
+        say(_headline(summary))
+        for name, text in _outcome(summary):
+            for line in text.splitlines():
+                say(f"  {name:14}{line}")
+                name = ""
 
 
 class JsonLines:
@@ -167,10 +176,13 @@ def _print_line(line: str) -> None:
     sys.stdout.flush()
 
 
-def _result(summary: Mapping[str, object]) -> Panel:
-    """The outcome as people want to read it."""
-    table = Table.grid(padding=(0, 2))
-    rows: list[tuple[str, object]] = [
+def _headline(summary: Mapping[str, object]) -> str:
+    return f"{summary['name']}: {summary['status']}"
+
+
+def _outcome(summary: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What people want to read of a summary: names and texts; what is not known is left out."""
+    found: list[tuple[str, object]] = [
         ("rounds", f"{summary['rounds_done']} of {summary['rounds_total']}"),
         ("accuracy", _number(summary["accuracy"])),
         ("loss", _number(summary["loss"])),
@@ -184,14 +196,12 @@ def _result(summary: Mapping[str, object]) -> Panel:
         ("why", summary["error"]),
     ]
     if summary["status"] != "finished":
-        rows.append(("next", f"onefed resume {summary['name']}"))
-    for name, value in rows:
-        if value is not None:
-            text = "\n".join(map(sentences.visible, str(value).splitlines()))
-            table.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
-    status = str(summary["status"])
-    title = Text(f"{summary['name']}: {status}", style=live.STATE_STYLES.get(status, ""))
-    return Panel(table, title=title, title_align="left", expand=False)
+        found.append(("next", f"onefed resume {summary['name']}"))
+    return [
+        (name, "\n".join(map(sentences.visible, str(value).splitlines())))
+        for name, value in found
+        if value is not None
+    ]
 
 
 def _number(value: object) -> str | None:

@@ -23,7 +23,7 @@ import httpx
 from flwr.cli.build import build_fab_from_files
 from flwr.cli.utils import collect_files, validate_project_name
 from flwr.common.config import get_fab_config, validate_config
-from flwr.common.serde import user_config_to_proto
+from flwr.common.serde import user_config_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -43,6 +43,9 @@ FLOWER_VERSION = "1.41.0"
 
 NODE_ONLINE = "online"
 """``NodeStatus.status`` of a node whose heartbeat is current (supercore/constant.py)."""
+
+FINISHED = "finished"
+"""``RunStatus.status`` of a run that nothing more will come of (common/constant.py)."""
 
 KEY_KNOWN = "already in use"
 """In Flower's refusal of a key that it has (supercore/error/catalog.py)."""
@@ -101,7 +104,7 @@ class RunStatus:
 
     @property
     def finished(self) -> bool:
-        return self.status == "finished"
+        return self.status == FINISHED
 
 
 class Control:
@@ -189,6 +192,18 @@ class Control:
         if not answer.HasField("run_id"):
             raise RunRefusedError("The SuperLink accepted no run.", hint="Its log says why.")
         return int(answer.run_id)
+
+    def unfinished_run(self, run: str) -> int | None:
+        """The newest run whose config has this ``run``, unless it has finished; of the last 20."""
+        with _asking("list the runs"):
+            answer = self._client.ListRuns(ListRunsRequest())
+        found = [
+            (each.pending_at, run_id)
+            for run_id, each in answer.run_dict.items()
+            if each.status.status != FINISHED
+            and user_config_from_proto(each.override_config).get("run") == run
+        ]
+        return max(found)[1] if found else None
 
     def run_status(self, run_id: int) -> RunStatus:
         """Current state of a run. Note: Flower notices a dead ServerApp only after 60 s."""

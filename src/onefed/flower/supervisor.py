@@ -219,8 +219,11 @@ class Supervisor:
             for key, value in wanted.items()
             if key in app.run_config and (app.managed or key in self._told.keys_set)
         }
+        self._save()  # another identity after a kill would find the recovery store in use
         try:
-            run_id = self._control.start_run(app.fab, known)
+            run_id = self._control.unfinished_run(self._state.run)
+            if run_id is None:  # else we were killed after the submission
+                run_id = self._control.start_run(app.fab, known)
         except adapter.RunRefusedError as error:
             self._finish("failed", error.message)
             return
@@ -249,13 +252,13 @@ class Supervisor:
         except adapter.UnknownRunError:
             self._resubmit("the SuperLink lost it with its database")
             return
-        self._read_log(run_id)
-        if status.finished and self._log_reader is not None:
-            self._log_reader.join(LOG_END_S)  # what the run told comes before its end
+        reader = self._read_log(run_id)
         if not status.finished:
             if stopping and (not self._state.managed or status.status == "pending"):
                 self._control.stop_run(run_id)  # there is nobody who would see the request
-        elif status.sub_status == "completed":
+            return
+        reader.join(LOG_END_S)  # what the run told comes before its end
+        if status.sub_status == "completed":
             self._finish("stopped" if stopping else "completed", status.details)
         elif status.sub_status == "stopped" or stopping:
             self._finish("stopped", status.details)
@@ -278,13 +281,14 @@ class Supervisor:
         document = json.dumps(asdict(self._state)).encode()
         files.write_bytes(self._told.state_file, document)
 
-    def _read_log(self, run_id: int) -> None:
+    def _read_log(self, run_id: int) -> threading.Thread:
         """Read a run's log in a thread, unless one does; it ends with the run or the connection."""
         if self._log_reader is None or not self._log_reader.is_alive():
             self._log_reader = threading.Thread(
                 target=self._copy_log, args=(run_id,), name="run-log", daemon=True
             )
             self._log_reader.start()
+        return self._log_reader
 
     def _copy_log(self, run_id: int) -> None:
         """Append what the ServerApp prints to its log, and tell it as events where nothing else

@@ -1,6 +1,8 @@
 """From what a user asked for to a state directory that a cloud can start from.
 
 Everything that can be wrong with a request is found here, together and before anything is made.
+Importing Flower takes half a second, so only what looks at apps does: stopping or listing
+federations need not wait for it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from onefed import apps, context
 from onefed.appliance.machine import require_free_port
 from onefed.checkpoint import files
 from onefed.context import names, syntax
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
-from onefed.flower import bundle
 from onefed.local import state
 from onefed.local.state import Spec, StateDir
+
+if TYPE_CHECKING:
+    from onefed.flower import bundle
 
 NODES_MAX = 64
 """One node takes about 300 MB of memory here; more do not fit on a laptop."""
@@ -104,6 +108,8 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     Raises:
         OnefedError: with every reason, and the exit code of the first.
     """
+    from onefed.flower import bundle
+
     problems: list[OnefedError] = []
 
     def attempt(check: Callable[[], Found]) -> Found | None:
@@ -416,6 +422,8 @@ def _read_context(path: Path | None) -> context.ContextFile | None:
 
 
 def _app(request: Request, use_case: str | None) -> bundle.App:
+    from onefed.flower import bundle
+
     if request.app is not None:
         return bundle.load(request.app.absolute())
     if use_case is None:
@@ -460,6 +468,8 @@ def _check_data(folder: Path, nodes: int, use_case: str | None) -> None:
 
 
 def _check_app_keys(given: Mapping[str, context.ConfigValue], packed: bundle.Bundle) -> None:
+    from onefed.flower import bundle
+
     problems = []
     known = sorted(packed.run_config.keys() - bundle.RUN_CONFIG_DEFAULTS.keys())
     for key in sorted(given):

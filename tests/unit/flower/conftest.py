@@ -57,6 +57,9 @@ APP_RAISED = 2
 
 START_LIMIT_S = 50.0
 
+IN_MEMORY = ":flwr-in-memory:"
+"""Flower's name for a database that is gone with its process."""
+
 
 class VirtualClock:
     """Seconds that pass when somebody sleeps; whoever sleeps for a day waits for ever."""
@@ -327,8 +330,8 @@ class SuperLinkServer:
         # Imported here: it takes seconds, and most tests need no server.
         from flwr.superlink.main import create_app
 
-        app = create_app()
-        self.state = app.state.linkstate_factory.state()
+        self._app = create_app()
+        self.state = self._app.state.linkstate_factory.state()
         # asyncio turns Nagle's algorithm off only where the protocol is named.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
@@ -336,7 +339,7 @@ class SuperLinkServer:
         self.address = f"127.0.0.1:{listener.getsockname()[1]}"
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app,
+                self._app,
                 access_log=False,
                 http="h11",
                 log_config=None,
@@ -351,11 +354,24 @@ class SuperLinkServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End what runs, so that nobody follows a log any more, and the server."""
-        for run in self.state.get_run_info():
-            self.state.stop_run(run.run_id)
+        self.end_runs()
         self._server.should_exit = True
         self._thread.join()
+
+    def end_runs(self) -> None:
+        """End what runs: whoever follows a log comes to its end."""
+        for run in self.state.get_run_info():
+            self.state.stop_run(run.run_id)
+
+    def forget(self) -> None:
+        """Lose the database, as a SuperLink does whose disk is gone."""
+        from flwr.superlink import config_loader
+
+        self.end_runs()
+        manager = config_loader.get_federation_manager(is_simulation=False)
+        _, factory = config_loader.get_objectstore_linkstate_factories(IN_MEMORY, manager)
+        self._app.state.linkstate_factory = self._app.state.runtime_state_factory = factory
+        self.state = factory.state()
 
     def connect(self, node_id: int) -> None:
         """What a SuperNode does when it starts."""
@@ -380,27 +396,24 @@ class SuperLinkServer:
         return int(run.primary_task_id)
 
 
-@pytest.fixture
-def start_superlink_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], SuperLinkServer]]:
-    """Starts SuperLinks without TLS and without nodes, runs or programs that would run them."""
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
-    monkeypatch.setenv("FLWR_DATABASE", ":flwr-in-memory:")
-    started: list[SuperLinkServer] = []
-
-    def start() -> SuperLinkServer:
-        started.append(SuperLinkServer())
-        return started[-1]
-
-    yield start
-    for server in started:
+@pytest.fixture(scope="module")
+def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLinkServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLWR_HOME", str(tmp_path_factory.mktemp("flwr")))
+        patch.setenv("FLWR_DATABASE", IN_MEMORY)
+        server = SuperLinkServer()
+        # Half a second from one look at a log to the next is much in a test.
+        handlers = "flwr.superlink.servicer.control.control_handlers"
+        patch.setattr(f"{handlers}.LOG_STREAM_INTERVAL", 0.01)
+        yield server
         server.stop()
 
 
 @pytest.fixture
-def superlink_server(start_superlink_server: Callable[[], SuperLinkServer]) -> SuperLinkServer:
-    return start_superlink_server()
+def superlink_server(module_server: SuperLinkServer) -> SuperLinkServer:
+    """A SuperLink without TLS, and without nodes, runs or programs that would run them."""
+    module_server.forget()
+    return module_server
 
 
 @contextlib.contextmanager

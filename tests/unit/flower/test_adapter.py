@@ -30,6 +30,7 @@ CALLS: Sequence[tuple[str, str, int, tuple[str, ...]]] = [
     ("flwr.cli.utils", "validate_project_name", 2, ()),
     ("flwr.common.config", "get_fab_config", 1, ()),
     ("flwr.common.config", "validate_config", 1, ("check_module",)),
+    ("flwr.common.serde", "user_config_from_proto", 1, ()),
     ("flwr.common.serde", "user_config_to_proto", 1, ()),
     (
         "flwr.supercore.control",
@@ -59,7 +60,7 @@ FIELDS: Sequence[tuple[str, str, tuple[str, ...]]] = [
     ("flwr.proto.fab_pb2", "Fab", ("hash_str", "content")),
     ("flwr.proto.control_pb2", "ListRunsRequest", ("run_id",)),
     ("flwr.proto.control_pb2", "ListRunsResponse", ("run_dict",)),
-    ("flwr.proto.run_pb2", "Run", ("status",)),
+    ("flwr.proto.run_pb2", "Run", ("status", "override_config", "pending_at")),
     ("flwr.proto.run_pb2", "RunStatus", ("status", "sub_status", "details")),
     ("flwr.proto.control_pb2", "StopRunRequest", ("run_id",)),
     ("flwr.proto.control_pb2", "StreamLogsRequest", ("run_id", "after_timestamp")),
@@ -131,6 +132,9 @@ class TestContract:
 
         assert named("flwr.supercore.constant", "NodeStatus").ONLINE == adapter.NODE_ONLINE, (
             "the status of a connected node has another name: see flwr/supercore/constant.py"
+        )
+        assert named("flwr.common.constant", "Status").FINISHED == adapter.FINISHED, (
+            "the status of a finished run has another name: see flwr/common/constant.py"
         )
         catalog = named("flwr.supercore.error.catalog", "API_ERROR_MAP")
         codes = named("flwr.supercore.error", "ApiErrorCode")
@@ -232,6 +236,19 @@ class TestRealSuperLink:
 
 
 class TestRunsAndLogs:
+    def test_the_newest_unfinished_run_of_an_identity_is_found(
+        self, superlink_server: Any, adapter: Any, fab: bytes
+    ) -> None:
+        control = adapter.Control(superlink_server.address, None)
+        first, second, _other = (control.start_run(fab, {"run": run}) for run in ("a", "a", "b"))
+
+        assert control.unfinished_run("a") == second
+        control.stop_run(second)
+        assert control.unfinished_run("a") == first
+        control.stop_run(first)
+        assert control.unfinished_run("a") is None
+        control.close()
+
     def test_what_a_server_app_prints_comes_in_pieces_until_its_end(
         self, superlink_server: Any, adapter: Any, fab: bytes
     ) -> None:
@@ -299,7 +316,7 @@ class TestNoSuperLink:
                 """Say nothing."""
 
         with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
-            thread = threading.Thread(target=server.serve_forever)
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
             thread.start()
             control = adapter.Control(f"127.0.0.1:{server.server_port}", None)
             try:

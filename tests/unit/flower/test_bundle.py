@@ -272,7 +272,7 @@ class TestBuild:
 class TestUnpack:
     @settings(
         deadline=None,
-        max_examples=150,
+        max_examples=60,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(data=st.data())

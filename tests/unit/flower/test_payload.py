@@ -72,7 +72,7 @@ class TestMessages:
 
 class TestRecords:
     @pytest.mark.parametrize("dtype", arrays.DTYPES)
-    @settings(deadline=None)  # a busy machine is no failure
+    @settings(deadline=None, max_examples=30)
     @given(data=st.data())
     def test_a_model_keeps_its_bits_on_the_way_out_and_back(
         self, dtype: str, data: st.DataObject

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -56,12 +59,11 @@ class Coordinator:
         )
         self.told.token_file.write_text(self._machine.token)
 
-    def boot(self, *, server: Any = None) -> Supervisor:
+    def boot(self, control: adapter.Control | None = None) -> Supervisor:
         """A supervisor as it is after a start of its program, nothing in memory."""
-        self.server = server or self.server
         return Supervisor(
             self.told,
-            control=self.control(),
+            control=control or self.control(),
             gate=onegate.OneGate(self._endpoint, self._machine.token, self._machine.vm_id),
             emit=self.events.append,
         )
@@ -94,11 +96,20 @@ class Coordinator:
         self._controls.append(adapter.Control(self.server.address, None))
         return self._controls[-1]
 
+    def wait_for_logs(self) -> None:
+        """Until whoever reads the log of a run has come to its end."""
+        for thread in threading.enumerate():
+            if thread.name == "run-log":
+                thread.join()
+
     def close(self) -> None:
-        """End what runs, so that nobody reads a log any more, and then the connections."""
-        self.server.stop()
+        """End what runs, whoever reads its log, the connections and the machines."""
+        self.server.end_runs()
+        self.wait_for_logs()
         for control in self._controls:
             control.close()
+        for vm_id in self.model.snapshot().vms:
+            self.model.remove_vm(vm_id)
 
     def connect_all(self) -> None:
         for node in self.nodes():
@@ -130,15 +141,23 @@ class Coordinator:
         self.server.run_ends(self.runs()[-1].run_id, "failed", details)
 
 
-@pytest.fixture
-def coordinator(tmp_path: Path, superlink_server: Any) -> Iterator[Coordinator]:
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[tuple[str, service.ServiceModel]]:
+    """OneGate's endpoint and the service behind it."""
     model = service.ServiceModel("6", "fed-1")
     for role in ("superlink", "supernode", "other"):
         model.add_role(role, 1)
     with local_onegate.OneGateServer(model) as endpoint:
-        made = Coordinator(tmp_path, superlink_server, endpoint, model)
-        yield made
-        made.close()
+        yield endpoint, model
+
+
+@pytest.fixture
+def coordinator(
+    tmp_path: Path, superlink_server: Any, cloud: tuple[str, service.ServiceModel]
+) -> Iterator[Coordinator]:
+    made = Coordinator(tmp_path, superlink_server, *cloud)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -286,13 +305,16 @@ class TestRegistration:
 
     def test_servers_that_do_not_answer_are_nobodys_fault(self, coordinator: Coordinator) -> None:
         coordinator.add_node("0")
-        watching = coordinator.boot()
-        coordinator.server.stop()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            closed = adapter.Control(f"127.0.0.1:{probe.getsockname()[1]}", None)
+        watching = coordinator.boot(closed)
 
         with pytest.raises(adapter.SuperLinkError):
             watching.step()
 
         assert coordinator.events == []
+        closed.close()
 
 
 class TestNodes:
@@ -442,6 +464,42 @@ class TestRun:
         assert again.step()
         assert len(with_app.runs()) == 1
 
+    def test_a_kill_right_after_the_submission_makes_no_second_run(
+        self, with_app: Coordinator
+    ) -> None:
+        with_app.running()
+        before = {**with_app.state(), "submissions": [], "attempts": 0, "status": "waiting"}
+        with_app.told.state_file.write_text(json.dumps(before))
+
+        assert not with_app.boot().step()
+
+        [run] = with_app.runs()
+        assert with_app.state()["submissions"] == [run.run_id]
+
+    def test_a_kill_right_before_the_submission_changes_no_identity(
+        self, with_app: Coordinator
+    ) -> None:
+        class Killed(BaseException):
+            pass
+
+        class DyingControl(adapter.Control):
+            def start_run(self, fab: bytes, overrides: adapter.RunConfig) -> int:
+                identities.append(str(overrides["run"]))
+                raise Killed
+
+        identities: list[str] = []
+        with_app.add_node("0")
+        with_app.boot().step()
+        with_app.connect_all()
+        dying = DyingControl(with_app.server.address, None)
+
+        with pytest.raises(Killed):
+            with_app.boot(dying).step()
+        with_app.boot().step()
+
+        assert with_app.runs()[0].override_config["run"] == identities[0]
+        dying.close()
+
     def test_a_run_whose_server_app_died_is_submitted_again_as_the_same_run(
         self, with_app: Coordinator
     ) -> None:
@@ -484,12 +542,13 @@ class TestRun:
         assert "division by zero" in with_app.of(events.RunStatus)[0].details
 
     def test_a_superlink_that_lost_its_database_gets_the_run_again(
-        self, with_app: Coordinator, start_superlink_server: Callable[[], Any]
+        self, with_app: Coordinator
     ) -> None:
         with_app.running()
         identity = with_app.state()["run"]
 
-        again = with_app.boot(server=start_superlink_server())
+        with_app.server.forget()
+        again = with_app.boot()
         assert not again.step()
         with_app.connect_all()
         assert not again.step()
@@ -606,23 +665,23 @@ class TestLog:
         assert with_own_server_app.events[-1] == events.RunStatus("completed", "")
 
     def test_a_restart_tells_only_what_was_not_told(self, with_own_server_app: Coordinator) -> None:
-        with_own_server_app.told.run_log.write_text("of an earlier run\n")
-        watching = with_own_server_app.running()
-        run_id = with_own_server_app.runs()[0].run_id
-        with_own_server_app.server.run_prints(run_id, "[ROUND 1/2]\n")
-        while not with_own_server_app.of(events.AppLog):
-            watching.step()
+        coordinator = with_own_server_app
+        coordinator.told.run_log.write_text("of an earlier run\n")
+        coordinator.running()
+        run_id = coordinator.runs()[0].run_id
+        coordinator.server.run_prints(run_id, "[ROUND 1/2]\n")
+        coordinator.server.run_ends(run_id, "completed")
+        coordinator.wait_for_logs()
+        assert len(coordinator.of(events.AppLog)) == 1
+        coordinator.server.run_prints(run_id, "[ROUND 2/2]\n")
 
-        with_own_server_app.server.run_prints(run_id, "[ROUND 2/2]\n")
-        with_own_server_app.server.run_ends(run_id, "completed")
-        while "ROUND 2" not in with_own_server_app.told.run_log.read_text():
-            watching.step()
-        again = with_own_server_app.boot()
-        again.step()
+        assert coordinator.boot().step()
 
-        text = with_own_server_app.told.run_log.read_text()
+        text = coordinator.told.run_log.read_text(encoding="utf-8")
         assert text == "of an earlier run\n[ROUND 1/2]\n[ROUND 2/2]\n"
-        assert [event.round for event in with_own_server_app.of(events.RoundEnd)] == [1]
+        lines = [event.line for event in coordinator.of(events.AppLog)]
+        assert lines == ["[ROUND 1/2]", "[ROUND 2/2]"]
+        assert [event.round for event in coordinator.of(events.RoundEnd)] == [1]
 
     def test_a_managed_app_tells_its_own_story(self, with_app: Coordinator) -> None:
         watching = with_app.running()
@@ -704,6 +763,14 @@ def read_events(path: Path) -> list[str]:
     return [record.event.EVENT for record in log.read(path)] if path.exists() else []
 
 
+def wait_until(done: Callable[[], bool], program: subprocess.Popen[bytes]) -> None:
+    """Look again and again while the program runs; the test's time limit ends it."""
+    while not done():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(0.05)
+        assert program.returncode is None
+
+
 @pytest.mark.flower
 class TestProgram:
     """``python -m onefed.flower.supervisor`` beside a real SuperLink with TLS and node keys."""
@@ -745,8 +812,7 @@ class TestProgram:
         program = start_program(
             {"superlink": tls_superlink.address, "ca_certificate": tls_superlink.ca_certificate}
         )
-        while coordinator.registered(vm_id) is None:
-            assert program.poll() is None
+        wait_until(lambda: coordinator.registered(vm_id) is not None, program)
         control = adapter.Control(tls_superlink.address, tls_superlink.ca_certificate)
         assert [node.name for node in control.nodes()] == ["client:0"]
         control.close()
@@ -764,8 +830,7 @@ class TestProgram:
 
         program = start_program({})
         events_file = coordinator.folder / "events.jsonl"
-        while "run_status" not in read_events(events_file):
-            assert program.poll() is None
+        wait_until(lambda: "run_status" in read_events(events_file), program)
         program.send_signal(signal.SIGTERM)
 
         assert program.wait() == 0
