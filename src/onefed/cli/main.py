@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -282,22 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def command() -> click.Command:
     """The whole program."""
-    built = typer.main.get_command(app)
-    _restore_help(built)
-    return built
-
-
-def _restore_help(built: click.Command) -> None:
-    """Give arguments their help: typer 0.20, which flwr wants, loses it beside click 8.5."""
-    if isinstance(built, click.Group):
-        for child in built.commands.values():
-            _restore_help(child)
-        return
-    hints = typing.get_type_hints(built.callback, include_extras=True)
-    for parameter in built.params:
-        for about in typing.get_args(hints.get(parameter.name or "")):
-            if isinstance(about, typer.models.ArgumentInfo):
-                setattr(parameter, "help", about.help)  # noqa: B010  # click declares it later
+    return typer.main.get_command(app)
 
 
 def _run(arguments: list[str]) -> int:

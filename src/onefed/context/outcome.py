@@ -59,7 +59,7 @@ class Finding:
 class Source(enum.StrEnum):
     """Where a value came from, the strongest first."""
 
-    EXPLICIT = "--set"
+    EXPLICIT = "command line"
     FILE = "context file"
     ENVIRONMENT = "environment"
     DEFAULT = "default"

@@ -151,11 +151,12 @@ def load(folder: Path) -> App:
     components = _table(settings, "components")
     run_config = _flat(_table(settings, "config"))
     problems: list[str] = []
-    managed = _managed(_table(pyproject, "tool", "onefed"), problems)
+    ours = _table(pyproject, "tool", "onefed")
+    managed = _managed(ours, problems)
     problems += [
         *_project_problems(_table(pyproject, "project")),
-        *_component_problems(components, managed=managed is not None),
-        *_config_problems(run_config, managed=managed is not None),
+        *_component_problems(components, managed=bool(ours)),
+        *_config_problems(run_config, managed=bool(ours)),
         *adapter.config_errors(_with_stand_ins(pyproject, settings)),
         *(
             f"{name} at the top of the app would shadow the module of that name"
@@ -214,7 +215,7 @@ def check_imports(app: App) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(importing.pid, signal.SIGKILL)  # with whatever it has started itself
             importing.wait()
-        said.seek(max(0, said.tell() - SAID_BYTES_MAX))
+        said.seek(max(0, said.seek(0, os.SEEK_END) - SAID_BYTES_MAX))
         lines = said.read().decode(errors="replace").split("\n")
     if code != 0:
         raise AppError(

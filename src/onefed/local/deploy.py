@@ -256,9 +256,27 @@ class _Resolved:
     findings: tuple[context.Finding, ...]
 
 
+def _assignments(
+    items: Sequence[str],
+) -> tuple[context.Assignments, tuple[context.Finding, ...]]:
+    """What ``--set`` gave, and what is wrong with it, so that the rest is checked as well."""
+    variables: dict[str, str] = {}
+    app_config: dict[str, context.ConfigValue] = {}
+    findings: list[context.Finding] = []
+    for item in items:
+        try:
+            given = context.parse_assignments([item])
+        except context.ContextError as error:
+            findings += error.findings
+        else:
+            variables |= given.context
+            app_config |= given.app_config
+    return context.Assignments(variables, app_config), tuple(findings)
+
+
 def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
     """The variables of all machines: what the user said, and what a laptop wants by default."""
-    given = context.parse_assignments(request.assignments)
+    given, malformed = _assignments(request.assignments)
     written = _read_context(request.context_file)
     explicit = _with_options(given.context, request)
 
@@ -267,7 +285,7 @@ def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
             context.resolve(role, explicit=explicit, context_file=written, environment=environ)
             for role in context.Role
         ]
-        _require_valid(found)
+        _require_valid(found, malformed)
         return found
 
     resolutions = resolve(explicit)
@@ -323,9 +341,12 @@ def _with_options(given: Mapping[str, str], request: Request) -> dict[str, str]:
     return explicit
 
 
-def _require_valid(resolutions: Sequence[context.Resolution]) -> None:
+def _require_valid(
+    resolutions: Sequence[context.Resolution], malformed: Sequence[context.Finding]
+) -> None:
     # What a source as a whole has wrong is found once for each role.
-    findings = dict.fromkeys(finding for each in resolutions for finding in each.errors)
+    errors = (finding for each in resolutions for finding in each.errors)
+    findings = dict.fromkeys((*malformed, *errors))
     if findings:
         raise context.ContextError(findings)
 

@@ -163,7 +163,8 @@ def _after(seconds: float | None) -> str:
 
 
 def _because(reason: str | None) -> str:
-    return f": {reason}" if reason else ""
+    """Lines of a reason become one: an event is one line wherever it is shown."""
+    return f": {'; '.join(reason.splitlines())}" if reason else ""
 
 
 def _exit(code: int | None) -> str:

@@ -216,7 +216,8 @@ def apply(view: FederationView, record: Record) -> FederationView:
         case ev.RunStatus() as event:
             if event.status == "running" and view.status in ("waiting", "booting"):
                 view = replace(view, status="training")  # an unmanaged app says nothing else
-            return replace(view, run_status=event.status)
+            failed = sentences.sentence(event) if event.status == "failed" else view.details
+            return replace(view, run_status=event.status, details=failed)
         case ev.Notice() as event:
             text = sentences.sentence(event)
             return replace(view, notices=(*view.notices, text)[-NOTICES_KEPT_MAX:])

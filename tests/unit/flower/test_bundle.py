@@ -92,7 +92,7 @@ FAULTS: Mapping[str, tuple[dict[str, Any], str]] = {
         "checkpoint-enabled must be true or false, not 1",
     ),
     "managed-without-a-model": (
-        {"managed": {"evaluate": "task:evaluate"}},
+        {"managed": {"evaluate": "task:evaluate"}, "components": {"clientapp": "client:app"}},
         'needs initial-arrays = "module:function"',
     ),
     "managed-with-an-unknown-key": (
@@ -385,7 +385,10 @@ class TestImports:
         assert os.read(reader, 1) == b""  # comes when nobody holds the other end any more
         os.close(reader)
 
-    def test_the_app_folder_stays_as_it_is(self, app_folder: Folder) -> None:
+    def test_the_app_folder_stays_as_it_is(
+        self, app_folder: Folder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         folder = app_folder(
             files={"package/__init__.py": "", "client.py": "import package\napp = print"}
         )

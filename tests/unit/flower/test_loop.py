@@ -230,6 +230,24 @@ class TestRounds:
         assert digest(federation.saved().arrays) == digest(last.arrays)
         assert [event.round for event in federation.told(events.RoundEnd)] == [1, 2, 3, 4]
 
+    def test_the_model_is_the_one_that_the_plain_algorithm_gives(
+        self, start: Start, undisturbed: str
+    ) -> None:
+        federation = start()
+        nodes = {str(partition): federation.node(partition) for partition in (2, 0, 1)}
+        rule, model = Momentum(), START
+        state = rule.init(model)
+        for number in range(1, ROUNDS + 1):
+            updates = []
+            for key, node in nodes.items():
+                record = payload.to_record(model)
+                reply = node(payload.train_message(7, record, round_number=number, seed=5))
+                trained = payload.to_arrays(reply.content["arrays"])
+                updates.append(aggregate.Update(key, 10 + int(key), trained))
+            state, model = rule.step(state, model, updates, number)
+
+        assert digest(model) == undisturbed
+
     def test_seed_and_round_travel_in_every_message(self, start: Start) -> None:
         federation = start(seed=2**63 - 1)
         federation.join(0, 1)
