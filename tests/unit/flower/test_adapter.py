@@ -255,13 +255,13 @@ class TestRunsAndLogs:
         control = adapter.Control(superlink_server.address, None)
         run_id = control.start_run(fab, {})
         superlink_server.run_starts(run_id)
-        superlink_server.run_prints(run_id, "first\nsec")
+        superlink_server.run_prints(run_id, "first\nno newline y")
         pieces = control.log_output(run_id)
 
-        assert next(pieces) == "first\nsec"
-        superlink_server.run_prints(run_id, "ond\n")
+        assert next(pieces) == "first\nno newline y"
+        superlink_server.run_prints(run_id, "et\n")
         superlink_server.run_ends(run_id, "failed", "ServerApp failed with exception: x")
-        assert "".join(pieces) == "ond\n"
+        assert "".join(pieces) == "et\n"
         assert control.run_status(run_id) == adapter.RunStatus(
             "finished", "failed", "ServerApp failed with exception: x"
         )
