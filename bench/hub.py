@@ -22,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results/latest.json"
+PROGRAM = (sys.executable, "-m", "onefed.cli.main")
 PARAMETERS = 650
 """Of the example's model: 10 x 64 coefficients and 10 intercepts."""
 
@@ -64,7 +65,7 @@ def _rounds(example: str, nodes: int, rounds: int) -> list[float]:
     with tempfile.TemporaryDirectory() as home:
         arguments = ["--nodes", str(nodes), "--rounds", str(rounds), "--log-format", "json"]
         done = subprocess.run(
-            [sys.executable, "-m", "onefed.cli.main", "run", ROOT / "examples" / example, *arguments],
+            [*PROGRAM, "run", ROOT / "examples" / example, *arguments],
             env={**os.environ, "ONEFED_HOME": home},
             capture_output=True,
             text=True,

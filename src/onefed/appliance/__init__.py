@@ -2,8 +2,8 @@
 
 paths        where everything lies, below a root folder that can be moved
 steps        a boot step as data; applying a list of them, with status on disk and events
-superlink    the coordinator's steps (boot.md, section 4)
-supernode    a node's steps (boot.md, section 5)
+superlink    the coordinator's steps (docs/boot.md)
+supernode    a node's steps (docs/boot.md)
 discovery    finding the SuperLink through OneGate; which partition a node trains
 programs     the command line and environment of each program of a machine
 process      runtime ``process``: programs as children, restarted when they die

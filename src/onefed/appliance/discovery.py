@@ -1,7 +1,7 @@
 """Finding the SuperLink, and which part of the data a node trains.
 
-The rules are those of boot.md, sections 10 and 11, with what the real OneGate does
-(opennebula.md): ``GET /service`` carries neither addresses nor attributes, so the SuperLink's own
+The rules are those of docs/boot.md, with what the real OneGate of OpenNebula 7.5 does:
+``GET /service`` carries neither addresses nor attributes, so the SuperLink's own
 machine is read, and ``running`` says nothing.
 """
 
@@ -17,7 +17,7 @@ from onefed.opennebula import onegate
 
 STANDARD_WAIT_S = 10.0
 STANDARD_TRIES = 30
-"""Ten seconds thirty times: five minutes, then the boot fails (boot.md, section 16)."""
+"""Ten seconds thirty times: five minutes, then the boot fails."""
 
 EDGE_WAIT_FIRST_S = 10.0
 """Doubles up to ``FL_EDGE_MAX_BACKOFF``; an edge node never gives up."""
@@ -103,7 +103,7 @@ def partition(service: onegate.Service, vm_id: str) -> str | None:
     """``partition-id=I num-partitions=N`` from the position among the supernodes, or None.
 
     The platform removes the oldest nodes first when it scales down, so a later node may be given
-    an id that was another's (opennebula.md).
+    an id that was another's.
     """
     for role in service.roles:
         members = [node.vm_id for node in role.nodes]

@@ -1,4 +1,4 @@
-"""The files of an appliance (boot.md, section 2), below a root folder.
+"""The files of an appliance (docs/boot.md), below a root folder.
 
 The root is ``/`` in a virtual machine and a folder of the federation on a laptop.
 """

@@ -22,7 +22,7 @@ RESTART_DELAY_S = 1.0
 """First pause before a restart; doubles with every early death."""
 
 RESTART_DELAY_MAX_S = 10.0
-"""The units of a VM wait this long (boot.md, section 16)."""
+"""The units of a VM wait this long (``RestartSec=10``)."""
 
 EARLY_DEATH_S = 10.0
 """A program that lived longer than this starts again with the first pause."""

@@ -1,6 +1,6 @@
 """The command line and environment of each program of a machine.
 
-Flower's programs get the flags of boot.md, section 6, as flwr 1.41.0 spells them (flower.md).
+Flower's programs get their flags as flwr 1.41.0 spells them (docs/flower.md).
 Values from the context are single arguments of an argument array; no shell sees them.
 """
 

@@ -1,6 +1,6 @@
 """A boot step as data, and applying a list of them.
 
-A boot is a fixed, ordered list of steps with the ids of boot.md.
+A boot is a fixed, ordered list of steps with the ids of docs/boot.md.
 Every step looks at what is there and brings it to what should be there, so that a second boot
 changes nothing, and a boot that was cut off anywhere is completed by the next one.
 """
@@ -23,7 +23,7 @@ Machine = TypeVar("Machine")
 
 
 class Stage(enum.StrEnum):
-    """Who runs a step (boot.md, section 3)."""
+    """Who runs a step (docs/boot.md)."""
 
     PLATFORM = "platform"
     CONFIGURE = "configure"
@@ -67,7 +67,7 @@ class Step(Generic[Machine]):
     """One step of a boot."""
 
     id: str
-    """Of boot.md, with the role in front: ``SL-07a``."""
+    """Of docs/boot.md, with the role in front: ``SL-07a``."""
     name: str
     stage: Stage
     effect: str

@@ -1,4 +1,4 @@
-"""The coordinator's boot: the twelve steps of boot.md, section 4, and 7a."""
+"""The coordinator's boot: the twelve steps of docs/boot.md, and 7a."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onefed.tls.errors import TlsMaterialError
 
 HEALTH_POLL_S = 0.2
 HEALTH_LIMIT_S = 120.0
-"""boot.md, section 16."""
+"""Generous: a SuperLink takes 2 to 6 s here, and a virtual machine may be slow."""
 
 CONTAINER_CHECKPOINT_PATH = "/app/checkpoints"
 """Default of ``FL_CHECKPOINT_PATH``: inside a container; it stands for ``Paths.checkpoints``."""

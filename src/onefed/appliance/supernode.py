@@ -1,4 +1,4 @@
-"""A node's boot: the fifteen steps of boot.md, section 5, with 7b, and 7c which is ours."""
+"""A node's boot: the fifteen steps of docs/boot.md, with 7b, and 7c which is ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REGISTERED = "FL_NODE_REGISTERED"
 
 RUNNING_POLL_S = 0.2
 RUNNING_LIMIT_S = 60.0
-"""boot.md, section 16."""
+"""A container that is not running by then has failed, too."""
 
 UNREADABLE_SHOWN_MAX = 5
 
@@ -147,10 +147,12 @@ def _identity(node: SuperNode) -> Outcome:
         return skipped("node keys need TLS")
     if edge.gate is None:
         return skipped(f"no OneGate: register on the coordinator {key.public_key.decode()}")
-    wanted = {"FL_NODE_KEY": node_keys.encode_for_publication(key.public_key)}
     partition_id = _partition_id(edge.facts["node_config"])
-    if partition_id is not None:
-        wanted["FL_PARTITION"] = partition_id
+    # The key comes last: who reads it registers the node with the partition that is there by then.
+    wanted = {
+        **({} if partition_id is None else {"FL_PARTITION": partition_id}),
+        "FL_NODE_KEY": node_keys.encode_for_publication(key.public_key),
+    }
     known = {**wanted, REGISTERED: key.fingerprint}
     if edge.gate.vm().attributes.items() >= known.items():
         return unchanged(f"key {key.fingerprint[:16]} is registered")

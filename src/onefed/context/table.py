@@ -459,6 +459,7 @@ _CHECKPOINTS = (
         example="NO",
         help="Continue from the newest export when there is nothing else to resume.",
         run_config_key="checkpoint-resume",
+        in_effect=False,
     ),
 )
 

@@ -61,7 +61,7 @@ RUN_CONFIG_DEFAULTS: Mapping[str, bool | int | float | str] = {
     "checkpoint-path": "",
     "checkpoint-resume": True,
 }
-"""Keys of the run_config bridge (training.md, section 2) and ``run``, the identity of the run.
+"""Keys of the run_config bridge (``context.run_config``) and ``run``, the identity of the run.
 
 Flower lets a submission override only keys that the app's config names, so ``build`` adds these.
 """

@@ -1,7 +1,7 @@
 """One phase of a round: a message to each client, and what came back by the deadline.
 
 Flower delivers at most once and answers errors of its own in the name of node 1, so a reply is
-matched by the message that it answers (flower.md, sections 4 and 5).
+matched by the message that it answers (docs/flower.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onefed.flower.clients import Client
 
 POLL_FIRST_S = 0.05
 POLL_MAX_S = 0.5
-"""Each poll costs the SuperLink 7-10 ms of CPU (reliability.md, section 1), so it backs off."""
+"""Each poll costs the SuperLink 7-10 ms of CPU (docs/flower.md), so it backs off."""
 POLL_GROWTH = 1.3
 
 REASON_LENGTH_MAX = 300

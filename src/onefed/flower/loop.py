@@ -337,7 +337,7 @@ def _exchange(
 
 
 def _export(plan: Plan, world: World, snapshot: Snapshot) -> None:
-    """The operator's checkpoint; when it fails, training goes on (design.md, section 4)."""
+    """The operator's checkpoint; when it fails, training goes on."""
     number = snapshot.round_number
     if world.exporter is None or not world.exporter.due(number, plan.rounds_total):
         return

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from onefed.flower.exchange import bounded
+from onefed.flower.loop import STALL_REPORT_S
 from onefed.flower.payload import ACCURACY_KEYS, LOSS_KEYS
 from onefed.telemetry import events
 
@@ -26,6 +27,7 @@ _ROUND = re.compile(r"^\[ROUND (\d+)/(\d+)\]$")
 _SAMPLED = re.compile(r"^configure_train: Sampled (\d+) nodes")
 _RECEIVED = re.compile(r"^aggregate_train: Received (\d+) results and \d+ failures")
 _ERROR = re.compile(r"^> Received error in reply from node (\d+): (.*)$")
+_WAITING = re.compile(r"^Waiting for nodes to connect: (\d+) connected \(minimum required: (\d+)\)")
 _METRICS = re.compile(r"MetricRecord: \{(.*)\}$")
 _METRIC = re.compile(r"'([\w-]+)': (-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf)|nan)\b")
 _FINISHED = re.compile(r"^Strategy execution finished in (\d+\.\d+)s")
@@ -40,6 +42,9 @@ class Reporter:
         self._strategy = "unknown"
         self._round = 0
         self._started = clock()
+        self._stall_told: float | None = None
+        """When a wait for nodes was last told; None when none is going on."""
+        self._waiting_since = 0.0
         self._responded = 0
         self._loss: float | None = None
         self._accuracy: float | None = None
@@ -47,6 +52,10 @@ class Reporter:
     def read(self, line: str) -> list[events.Event]:
         """The events in one line; the line itself is the last of them unless it is blank."""
         text = _LEVEL.sub("", _CONTROL.sub("", line[:LINE_LENGTH_MAX])).strip()
+        if found := _WAITING.match(text):
+            return self._stalled(int(found[1]), int(found[2]))
+        if text:
+            self._stall_told = None
         return [*self._progress(text), *([events.AppLog(text)] if text else [])]
 
     def _progress(self, text: str) -> list[events.Event]:
@@ -72,6 +81,17 @@ class Reporter:
             end = events.TrainingEnd(self._round, loss, accuracy, float(found[1]))
             return [*self._end_round(), end]
         return []
+
+    def _stalled(self, connected: int, required: int) -> list[events.Event]:
+        """Flower says every second that it waits for nodes, without end; we say it less often."""
+        now = self._clock()
+        if self._stall_told is None:
+            self._waiting_since = self._stall_told = now
+        if now - self._stall_told < STALL_REPORT_S:
+            return []
+        self._stall_told = now
+        waited = now - self._waiting_since
+        return [events.TrainingStalled(max(1, self._round), waited, connected, required)]
 
     def _note(self, metrics: dict[str, str]) -> None:
         """Keep what a line measured; a later one of the same round is the better one."""

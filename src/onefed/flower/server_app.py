@@ -149,7 +149,7 @@ def _train(
 
 
 def make_plan(run_config: Mapping[str, Any], *, app_sha256: str) -> loop.Plan:
-    """The run_config bridge, read back (training.md, section 2)."""
+    """The run_config bridge, read back (``context.run_config``)."""
     fixed = {key: run_config[key] for key in sorted(run_config.keys() - _NOT_PART_OF_THE_MODEL)}
     return loop.Plan(
         run=str(run_config["run"]),

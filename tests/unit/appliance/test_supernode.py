@@ -25,10 +25,10 @@ IDS = tuple(step.id for step in supernode.STEPS)
 ENDPOINT = "10.0.0.5:9092"
 
 PUBLISHED = (
-    *("FL_NODE_KEY", "FL_PARTITION", "FL_NODE_REGISTERED"),
+    *("FL_PARTITION", "FL_NODE_KEY", "FL_NODE_REGISTERED"),
     *("FL_ROLE", "FL_VERSION", "FL_NODE_ID", "FL_GPU_AVAILABLE", "FL_NODE_READY", "READY"),
 )
-"""In this order; the registration comes from the coordinator."""
+"""In this order: whoever reads the key finds the partition. The coordinator adds the third."""
 
 
 def authority(folder: Path) -> str:

@@ -184,3 +184,16 @@ def test_no_log_raises_and_rounds_end_at_most_once_each(lines: list[str]) -> Non
     assert len(ended) <= sum("[ROUND" in line for line in lines)
     for event in ended:
         events.to_data(event)
+
+
+def test_a_wait_for_nodes_is_a_stall_that_is_told_now_and_then() -> None:
+    """Flower prints the line every second for as long as it waits."""
+    seconds = iter(range(1000))
+    reporter = report.Reporter(lambda: float(next(seconds)))
+    line = "INFO :      Waiting for nodes to connect: 1 connected (minimum required: 2)."
+    told = [event for _ in range(30) for event in reporter.read(line)]
+    assert 1 <= len(told) <= 3
+    first = told[0]
+    assert isinstance(first, events.TrainingStalled)
+    assert (first.connected_clients, first.required_clients) == (1, 2)
+    assert reporter.read("INFO :      [ROUND 1/2]") == [events.AppLog("[ROUND 1/2]")]
