@@ -67,8 +67,6 @@ class SuperLinkSettings:
     """Rounds between two exports, at least 1 (FL_CHECKPOINT_INTERVAL)."""
     checkpoint_path: str
     """Absolute folder as a container sees it; on the host it is another (FL_CHECKPOINT_PATH)."""
-    checkpoint_resume: bool
-    """Start from the newest export when there is nothing else (FL_CHECKPOINT_RESUME)."""
     log_level: str
     """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR`` (FL_LOG_LEVEL)."""
     log_format: str
@@ -138,7 +136,6 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         checkpoint_enabled=read.required("FL_CHECKPOINT_ENABLED", bool),
         checkpoint_interval_rounds=read.required("FL_CHECKPOINT_INTERVAL", int),
         checkpoint_path=read.required("FL_CHECKPOINT_PATH", str),
-        checkpoint_resume=read.required("FL_CHECKPOINT_RESUME", bool),
         log_level=read.required("FL_LOG_LEVEL", str),
         log_format=read.required("FL_LOG_FORMAT", str),
     )
@@ -183,7 +180,6 @@ def run_config(settings: SuperLinkSettings) -> dict[str, ConfigValue]:
     if settings.checkpoint_enabled:
         config["checkpoint-enabled"] = True
         config["checkpoint-interval"] = settings.checkpoint_interval_rounds
-        config["checkpoint-resume"] = settings.checkpoint_resume
     return config
 
 

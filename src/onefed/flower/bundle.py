@@ -59,7 +59,6 @@ RUN_CONFIG_DEFAULTS: Mapping[str, bool | int | float | str] = {
     "checkpoint-enabled": False,
     "checkpoint-interval": 5,
     "checkpoint-path": "",
-    "checkpoint-resume": True,
 }
 """Keys of the run_config bridge (``context.run_config``) and ``run``, the identity of the run.
 

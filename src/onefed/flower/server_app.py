@@ -37,7 +37,7 @@ from onefed.telemetry.log import EventLog
 _NOT_PART_OF_THE_MODEL = frozenset(
     {
         *("num-server-rounds", "round-timeout-s"),
-        *("checkpoint-enabled", "checkpoint-interval", "checkpoint-path", "checkpoint-resume"),
+        *("checkpoint-enabled", "checkpoint-interval", "checkpoint-path"),
     }
 )
 """run_config keys that may change between two parts of one run."""

@@ -49,7 +49,7 @@ STOP_LIMIT_S = 30.0
 """For all machines together; then they are killed."""
 
 READY_LIMIT_S = 180.0
-"""A machine that has not reported READY by then has failed (the health check alone may take 120 s)."""
+"""A machine that has not reported READY by then has failed; its health check may take 120 s."""
 
 
 @dataclass

@@ -45,11 +45,7 @@ def test_x4_is_silent_about_numbers_that_are_none() -> None:
 
 
 def test_x10_checkpoint_settings_without_checkpoints() -> None:
-    given = {
-        "FL_CHECKPOINT_INTERVAL": "1",
-        "FL_CHECKPOINT_PATH": "/app/x",
-        "FL_CHECKPOINT_RESUME": "NO",
-    }
+    given = {"FL_CHECKPOINT_INTERVAL": "1", "FL_CHECKPOINT_PATH": "/app/x"}
     assert findings(SUPERLINK, **given) == [(INFO, name) for name in given]
     assert findings(SUPERLINK, FL_CHECKPOINT_ENABLED="YES", **given) == []
 

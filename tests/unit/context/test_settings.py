@@ -63,7 +63,6 @@ def test_superlink_defaults() -> None:
         checkpoint_enabled=False,
         checkpoint_interval_rounds=5,
         checkpoint_path="/app/checkpoints",
-        checkpoint_resume=True,
         log_level="INFO",
         log_format="text",
     )
@@ -155,7 +154,7 @@ def test_run_config_with_checkpoints_and_settings_of_the_app() -> None:
         )
     )
     assert config["seed"] == 2**63 - 1
-    assert (config["checkpoint-enabled"], config["checkpoint-resume"]) == (True, False)
+    assert config["checkpoint-enabled"] is True
     assert config["checkpoint-interval"] == 2
     assert (config["local-epochs"], config["name"], config["rate"]) == (2, "x", 0.5)
     assert "checkpoint-path" not in config
