@@ -48,8 +48,8 @@ ENDED = frozenset({"completed", "failed", "stopped"})
 FINGERPRINT_SHOWN = 16
 """Hex digits of a key's fingerprint that make the client key of a node without a partition."""
 
-APP_EXCEPTION = "failed with exception"
-"""In Flower's details when the app itself raised: submitting it again would not help."""
+APP_EXCEPTION = "ServerApp failed with exception: "
+"""Begins Flower's details when the app itself raised: submitting it again would not help."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Supervisor:
         elif status.sub_status == "stopped" or stopping:
             self._finish("stopped", status.details)
         elif APP_EXCEPTION in status.details or self._state.attempts >= SUBMISSIONS_MAX:
-            self._finish("failed", status.details)
+            self._finish("failed", status.details.removeprefix(APP_EXCEPTION))
         else:
             self._resubmit(f"its ServerApp died ({status.details})")
 

@@ -134,7 +134,7 @@ def _sentence(event: ev.Event | ev.Unknown, of: str) -> str:
         case ev.AppLog():
             return event.line
         case ev.Notice():
-            return event.message
+            return _one_line(event.message)
         case ev.Unknown():
             return f"{event.event}: {dict(event.data)}"
         case _:
@@ -163,8 +163,12 @@ def _after(seconds: float | None) -> str:
 
 
 def _because(reason: str | None) -> str:
-    """Lines of a reason become one: an event is one line wherever it is shown."""
-    return f": {'; '.join(reason.splitlines())}" if reason else ""
+    return f": {_one_line(reason)}" if reason else ""
+
+
+def _one_line(text: str) -> str:
+    """Our own messages may have several lines; an event is one wherever it is shown."""
+    return " ".join(text.splitlines())
 
 
 def _exit(code: int | None) -> str:

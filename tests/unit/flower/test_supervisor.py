@@ -562,7 +562,9 @@ class TestRun:
         self, with_app: Coordinator, ended: str
     ) -> None:
         watching = with_app.running()
-        with_app.server.run_ends(with_app.runs()[0].run_id, "failed", "failed with exception")
+        with_app.server.run_ends(
+            with_app.runs()[0].run_id, "failed", "ServerApp failed with exception: x"
+        )
         assert watching.step()
         state = {**with_app.state(), "status": ended, "attempts": supervisor.SUBMISSIONS_MAX}
         with_app.told.state_file.write_text(json.dumps(state))
