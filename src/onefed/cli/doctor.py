@@ -19,7 +19,7 @@ from rich.text import Text
 from onefed import __version__
 from onefed.cli.screen import say, table_console
 from onefed.errors import ExitCode, OnefedError
-from onefed.local import deploy, state
+from onefed.local import request, state
 
 PACKAGES = ("flwr", "numpy", "scikit-learn", "cryptography", "grpcio", "safetensors")
 """What decides the bits of a model or the words on the wire."""
@@ -146,10 +146,10 @@ def _state_folder() -> Iterator[Check]:
     free = shutil.disk_usage(place).free
     yield Check(
         name="disk space",
-        ok=free >= deploy.DISK_FREE_BYTES,
+        ok=free >= request.DISK_FREE_BYTES,
         needed=True,
         finding=f"{free // 2**20} MB free",
-        remedy=f"free some: {deploy.DISK_FREE_BYTES // 2**20} MB are wanted",
+        remedy=f"free some: {request.DISK_FREE_BYTES // 2**20} MB are wanted",
     )
 
 

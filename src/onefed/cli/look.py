@@ -21,7 +21,7 @@ from onefed.checkpoint import model_file
 from onefed.cli import live
 from onefed.cli.screen import error_console, picture_console, say, table_console
 from onefed.errors import ExitCode, NotFoundError, OnefedError
-from onefed.local import state, summary
+from onefed.local import ownership, state, summary
 from onefed.local.state import SUPERLINK, StateDir
 from onefed.telemetry import lines, sentences
 from onefed.telemetry import log as event_log
@@ -45,7 +45,7 @@ class PartError(OnefedError):
 def view_of(directory: StateDir) -> FederationView:
     """A federation as its events tell it; one whose cloud was killed is stopped."""
     view = fold(event_log.read(directory.events)) if directory.events.exists() else FederationView()
-    if state.owner(directory) is None and view.status in ("booting", "training", "stalled"):
+    if ownership.owner(directory) is None and view.status in ("booting", "training", "stalled"):
         view = dataclasses.replace(
             view, status="stopped", details="Its cloud was killed; onefed resume continues it."
         )
@@ -162,7 +162,7 @@ def _row(directory: StateDir, view: FederationView) -> _Row:
     return _Row(
         name=spec.name,
         status=view.status,
-        running=state.owner(directory) is not None,
+        running=ownership.owner(directory) is not None,
         directory=str(directory.folder),
         app=spec.app,
         nodes=spec.nodes,
@@ -186,7 +186,7 @@ def _row_or_reason(directory: StateDir) -> _Row:
         return _Row(
             name=directory.folder.name,
             status=f"unreadable: {error.message}",
-            running=state.owner(directory) is not None,
+            running=ownership.owner(directory) is not None,
             directory=str(directory.folder),
         )
 
@@ -219,7 +219,7 @@ def _machines_named(directory: StateDir, part: str) -> list[str]:
 def _print_events(directory: StateDir, *, follow: bool) -> None:
     follower = event_log.Follower(directory.events)
     while True:
-        alive = state.owner(directory) is not None  # before reading, so that nothing is missed
+        alive = ownership.owner(directory) is not None  # before reading, so that nothing is missed
         while records := follower.poll():
             for record in records:
                 sys.stdout.write(lines.text_line(record) + "\n")
@@ -233,7 +233,7 @@ def _print_files(directory: StateDir, machines: list[str], *, follow: bool) -> N
     """The log files of machines, each line after the program that wrote it."""
     offsets: dict[Path, int] = {}
     while True:
-        alive = state.owner(directory) is not None
+        alive = ownership.owner(directory) is not None
         go_on = follow and alive
         for machine in machines:
             for path in sorted(Paths(directory.root(machine)).logs.glob("*.log")):

@@ -18,7 +18,8 @@ from onefed import context as variables
 from onefed.cli import doctor, look, start
 from onefed.cli.screen import LogFormat, error_console
 from onefed.errors import ExitCode, OnefedError, StorageError
-from onefed.local import deploy
+from onefed.local.request import Request
+from onefed.local.variables import LAPTOP_ROUNDS
 from onefed.telemetry import sentences
 
 ROUNDS_MAX = 2**31 - 1
@@ -41,7 +42,7 @@ app.add_typer(model, name="model")
 Nodes = Annotated[int, typer.Option("--nodes", "-n", help="Number of nodes (SuperNodes).")]
 Rounds = Annotated[
     int | None,
-    typer.Option("--rounds", "-r", help="Rounds to train.", show_default=deploy.LAPTOP_ROUNDS),
+    typer.Option("--rounds", "-r", help="Rounds to train.", show_default=LAPTOP_ROUNDS),
 ]
 Strategy = Annotated[
     str | None,
@@ -121,7 +122,7 @@ def up(
     log_format: Format = LogFormat.TEXT,
 ) -> None:
     """Start a federation on this machine, train a built-in app, and show it live."""
-    request = deploy.Request(
+    request = Request(
         nodes=nodes,
         rounds=rounds,
         strategy=strategy,
@@ -156,7 +157,7 @@ def run(
     log_format: Format = LogFormat.TEXT,
 ) -> None:
     """Start a federation on this machine and train a Flower app of your own."""
-    request = deploy.Request(
+    request = Request(
         nodes=nodes,
         rounds=rounds,
         strategy=strategy,

@@ -15,8 +15,9 @@ from pathlib import Path
 from onefed.appliance import machine
 from onefed.cli.screen import LogFormat, Screen, say, screen_for
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
-from onefed.local import deploy, state
+from onefed.local import deploy, ownership, state
 from onefed.local import summary as summaries
+from onefed.local.request import Request, prepare
 from onefed.local.state import StateDir
 from onefed.telemetry.status import FederationView, fold
 
@@ -49,12 +50,10 @@ class ReaderGoneError(OnefedError):
     exit_code = ExitCode.INTERRUPTED
 
 
-def run(
-    request: deploy.Request, *, summary: Path | None, detach: bool, log_format: LogFormat
-) -> int:
+def run(request: Request, *, summary: Path | None, detach: bool, log_format: LogFormat) -> int:
     """Start a new federation; returns the exit code."""
     _check_summary_file(summary)
-    prepared = deploy.prepare(request, os.environ)
+    prepared = prepare(request, os.environ)
     directory = deploy.create(prepared, request, os.environ)
     screen = screen_for(log_format)
     for notice in prepared.notices:
@@ -69,7 +68,7 @@ def resume(
     _check_summary_file(summary)
     directory = state.find(state.home(os.environ), name)
     spec = directory.read_spec()
-    if state.owner(directory) is not None:
+    if ownership.owner(directory) is not None:
         raise InUseError(
             f"The federation {name!r} is running.", hint=f"Look at it: onefed status {name}"
         )
@@ -87,9 +86,9 @@ def down(name: str | None, *, now: bool, purge: bool) -> None:
     base = state.home(os.environ)
     directory = state.find(base, name) if name else _only_one(base, purge=purge)
     name = name or directory.read_spec().name
-    if state.owner(directory) is not None:
+    if ownership.owner(directory) is not None:
         _stop(directory, name, now=now)
-    elif left := state.end_processes(directory):
+    elif left := ownership.end_processes(directory):
         say(f"{name} was not running; {left} left-over processes were ended.")
     else:
         say(f"{name} is not running.")
@@ -101,7 +100,7 @@ def down(name: str | None, *, now: bool, purge: bool) -> None:
 def _only_one(base: Path, *, purge: bool) -> StateDir:
     """The federation that is meant without a name: of those that run, or to discard, of all."""
     every = state.all_of(base)
-    candidates = every if purge else state.running(every)
+    candidates = every if purge else ownership.running(every)
     if len(candidates) > 1:
         names = ", ".join(each.read_spec().name for each in candidates)
         raise WhichError(
@@ -115,7 +114,7 @@ def _stop(directory: StateDir, name: str, *, now: bool) -> None:
     ended = not now and _ends(directory, signal.SIGINT, DOWN_LIMIT_S)
     ended = ended or _ends(directory, signal.SIGTERM, STOP_LIMIT_S)
     if not ended:
-        state.end_processes(directory)  # the cloud is one of them
+        ownership.end_processes(directory)  # the cloud is one of them
     try:
         outcome = summaries.read(directory.summary)
     except StorageError:
@@ -129,10 +128,10 @@ def _ends(directory: StateDir, number: signal.Signals, limit_s: float) -> bool:
     """Ask the cloud to stop; whether it did in time."""
     limit = time.monotonic() + limit_s
     asked = False
-    while state.owner(directory) is not None:
+    while ownership.owner(directory) is not None:
         if time.monotonic() > limit:
             return False
-        asked = asked or state.signal_owner(directory, number)
+        asked = asked or ownership.signal_owner(directory, number)
         time.sleep(LOOK_S)
     return True
 
@@ -184,12 +183,12 @@ def _bury(directory: StateDir, exit_code: int, view: FederationView, *, seconds:
     Raises:
         InUseError: another cloud holds the folder, so nothing ended.
     """
-    if state.owner(directory) is not None:
+    if ownership.owner(directory) is not None:
         raise InUseError(
             f"{directory.folder} is in use: its federation is running already.",
             hint="Look at it with: onefed status",
         )
-    state.end_processes(directory)
+    ownership.end_processes(directory)
     last_words = machine.last_lines(directory.log, LAST_LINES)
     error = "\n".join(
         (

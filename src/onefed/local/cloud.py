@@ -27,10 +27,11 @@ from onefed.appliance.paths import Paths
 from onefed.appliance.process import die_with_parent
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
-from onefed.local import state, summary
+from onefed.local import ownership, state, summary
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import RoleState, ServiceModel, ServiceState, VmRecord
-from onefed.local.state import SUPERLINK, Spec, StateDir
+from onefed.local.spec import Spec
+from onefed.local.state import SUPERLINK, StateDir
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 from onefed.telemetry.status import FederationView, fold
@@ -170,7 +171,7 @@ class Cloud:
         environment = {
             **programs.kept(self._environ),
             "PATH": programs.search_path(),
-            state.STATE_VARIABLE: str(self._dir.folder),
+            ownership.STATE_VARIABLE: str(self._dir.folder),
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -259,7 +260,7 @@ class Cloud:
             for machine in group:
                 with contextlib.suppress(ProcessLookupError):
                     machine.process.kill()
-        await asyncio.to_thread(state.end_processes, self._dir)
+        await asyncio.to_thread(ownership.end_processes, self._dir)
 
     def _announce(self) -> None:
         self._log.emit(
@@ -311,8 +312,8 @@ def main(arguments: Sequence[str]) -> int:
         if os.getppid() != int(attached_to):
             return int(ExitCode.INTERRUPTED)  # it died before the kernel was told
     try:
-        with state.hold(directory):
-            state.end_processes(directory)  # of a cloud that was killed
+        with ownership.hold(directory):
+            ownership.end_processes(directory)  # of a cloud that was killed
             spec = directory.read_spec()
             outcome = asyncio.run(Cloud(directory, spec, os.environ).run())
             for path in (directory.summary, *map(Path, arguments[1:])):

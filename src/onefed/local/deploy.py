@@ -1,165 +1,23 @@
-"""From what a user asked for to a state directory that a cloud can start from.
-
-Everything that can be wrong with a request is found here, together and before anything is made.
-Importing Flower takes half a second, so only what looks at apps does: stopping or listing
-federations need not wait for it.
-"""
+"""State directories of federations: made for a request, started from, discarded."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from onefed import apps, context
-from onefed.appliance.machine import require_free_port
 from onefed.checkpoint import files
-from onefed.context import names, syntax
-from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
-from onefed.local import state
-from onefed.local.state import Spec, StateDir
-
-if TYPE_CHECKING:
-    from onefed.flower import bundle
-
-NODES_MAX = 64
-"""One node takes about 300 MB of memory here; more do not fit on a laptop."""
-
-DISK_FREE_BYTES = 128 * 2**20
-"""Wanted before a start: about 2 MB a node, Flower's database and the recovery store."""
-
-LAPTOP_ROUNDS = "5"
-"""Enough for the built-in app to reach 0.90."""
-
-ROUNDS_KEY = "num-server-rounds"
-"""What Flower's own templates call it."""
+from onefed.errors import InUseError, StorageError
+from onefed.local import ownership, state
+from onefed.local.request import Prepared, Request
+from onefed.local.state import StateDir
 
 NAMING_TRIES_MAX = 10
 """Others may take the next free name at the same moment."""
-
-Found = TypeVar("Found")
-
-
-class RequestError(OnefedError):
-    """What was asked for cannot be done; every reason is named."""
-
-    exit_code = ExitCode.CONFIG
-
-
-class NodesError(RequestError):
-    """The number of nodes does not fit."""
-
-
-class AppKeyError(RequestError):
-    """A setting that the app does not have, or not with such a value."""
-
-
-class ContextFileError(RequestError):
-    """The file given with ``--context`` cannot be read."""
-
-    exit_code = ExitCode.STORAGE
-
-
-class DataFolderError(RequestError):
-    """The folder given with ``--data`` is not laid out as it should be."""
-
-    exit_code = ExitCode.DATA
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of ``onefed up`` and ``onefed run``; None: not given."""
-
-    nodes: int
-    rounds: int | None
-    strategy: str | None
-    use_case: str | None
-    app: Path | None
-    """Directory of the user's own app, instead of a use case."""
-    assignments: Sequence[str]
-    """``NAME=VALUE`` of every ``--set``."""
-    context_file: Path | None
-    seed: int | None
-    data: Path | None
-    name: str | None
-    folder: Path | None
-    replace: bool
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request that can be met."""
-
-    spec: Spec
-    packed: bundle.Bundle
-    notices: tuple[str, ...]
-    """What the user should know and did not ask."""
-
-
-def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
-    """Check a request in every respect; nothing is written.
-
-    Raises:
-        OnefedError: with every reason, and the exit code of the first.
-    """
-    from onefed.flower import bundle
-
-    problems: list[OnefedError] = []
-
-    def attempt(check: Callable[[], Found]) -> Found | None:
-        try:
-            return check()
-        except OnefedError as error:
-            problems.append(error)
-            return None
-
-    attempt(lambda: _check_place(request, environ))
-    nodes = attempt(lambda: _check_nodes(request.nodes))
-    resolved = attempt(lambda: _resolve(request, environ))
-    if resolved is not None:
-        variables = resolved.variables
-        if nodes is not None:
-            attempt(lambda: _check_minimums(variables, nodes))
-        attempt(lambda: _check_port(variables))
-    use_case = _use_case(request, resolved)
-    app = attempt(lambda: _app(request, use_case)) if request.app or resolved else None
-    if app is not None:
-        attempt(lambda: bundle.check_imports(app))
-    if request.data is not None and nodes is not None:
-        data = request.data
-        attempt(lambda: _check_data(data, nodes, use_case))
-    packed = attempt(lambda: bundle.build(app)) if app is not None else None
-    if resolved is not None and packed is not None:
-        attempt(lambda: _check_app_keys(resolved.app_config, packed))
-    if problems:
-        raise _together(problems)
-    assert resolved is not None
-    assert packed is not None
-    assert app is not None
-    chosen = dict(resolved.variables)
-    rounds = int(chosen["FL_NUM_ROUNDS"])
-    if not packed.managed and "FL_NUM_ROUNDS" not in resolved.asked:
-        # Its own ServerApp decides about rounds unless the user says something.
-        del chosen["FL_NUM_ROUNDS"]
-        rounds = int(packed.run_config.get(ROUNDS_KEY, 0))
-    spec = Spec(
-        name=request.name or "",
-        nodes=request.nodes,
-        app=app.name,
-        managed=packed.managed,
-        rounds=rounds,
-        strategy=chosen["FL_STRATEGY"] if packed.managed else "the app's own",
-        seed=int(chosen["FL_SEED"]),
-        context=chosen,
-        data=None if request.data is None else str(request.data.absolute()),
-    )
-    return Prepared(spec, packed, _notices(resolved, packed))
 
 
 def create(prepared: Prepared, request: Request, environ: Mapping[str, str]) -> StateDir:
@@ -170,7 +28,7 @@ def create(prepared: Prepared, request: Request, environ: Mapping[str, str]) -> 
         StorageError: there is no room.
     """
     base = state.home(environ)
-    name = _name(request)
+    name = request.federation_name()
     if name is not None and request.replace:
         place = base / name if request.folder is None else request.folder
         old = StateDir(Path(os.path.realpath(place)))
@@ -195,22 +53,9 @@ def remove(directory: StateDir, base: Path) -> None:
         InUseError: it runs.
         StorageError: its folder cannot be deleted.
     """
-    with state.hold(directory):
-        state.end_processes(directory)
+    with ownership.hold(directory):
+        ownership.end_processes(directory)
         _discard(directory, base)
-
-
-def _discard(directory: StateDir, base: Path) -> None:
-    try:
-        shutil.rmtree(directory.folder)
-        for link in base.iterdir():
-            if link.is_symlink() and os.path.realpath(link) == str(directory.folder):
-                link.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"{directory.folder} cannot be deleted: {error.strerror}.",
-            hint="Delete that folder by hand.",
-        ) from error
 
 
 def start(
@@ -235,7 +80,7 @@ def start(
             ],
             env={
                 **environ,
-                state.STATE_VARIABLE: str(directory.folder),
+                ownership.STATE_VARIABLE: str(directory.folder),
                 "ONEFED_ATTACHED": str(os.getpid()) if attached else "",
             },
             cwd=directory.folder,
@@ -243,313 +88,6 @@ def start(
             stdout=log,
             stderr=log,
             start_new_session=True,
-        )
-
-
-@dataclass(frozen=True)
-class _Resolved:
-    variables: Mapping[str, str]
-    asked: frozenset[str]
-    """Those variables that the user set; the others are what a laptop wants."""
-    app_config: Mapping[str, context.ConfigValue]
-    """What was set of the app's own settings, by ``--set key=...`` and in FL_RUN_CONFIG."""
-    findings: tuple[context.Finding, ...]
-
-
-def _assignments(
-    items: Sequence[str],
-) -> tuple[context.Assignments, tuple[context.Finding, ...]]:
-    """What ``--set`` gave, and what is wrong with it, so that the rest is checked as well."""
-    variables: dict[str, str] = {}
-    app_config: dict[str, context.ConfigValue] = {}
-    findings: list[context.Finding] = []
-    for item in items:
-        try:
-            given = context.parse_assignments([item])
-        except context.ContextError as error:
-            findings += error.findings
-        else:
-            variables |= given.context
-            app_config |= given.app_config
-    return context.Assignments(variables, app_config), tuple(findings)
-
-
-def _resolve(request: Request, environ: Mapping[str, str]) -> _Resolved:
-    """The variables of all machines: what the user said, and what a laptop wants by default."""
-    given, malformed = _assignments(request.assignments)
-    written = _read_context(request.context_file)
-    explicit = _with_options(given.context, request)
-
-    def resolve(explicit: Mapping[str, str]) -> list[context.Resolution]:
-        found = [
-            context.resolve(role, explicit=explicit, context_file=written, environment=environ)
-            for role in context.Role
-        ]
-        _require_valid(found, malformed)
-        return found
-
-    resolutions = resolve(explicit)
-    app_config = {**_run_config(resolutions), **given.app_config}
-    if given.app_config:
-        # One variable carries them all; what a file or the environment set of it stays set.
-        others = {
-            name: text
-            for name, text in explicit.items()
-            if names.canonical_name(name) != "FL_RUN_CONFIG"
-        }
-        resolutions = resolve({**others, "FL_RUN_CONFIG": context.render_pairs(app_config)})
-    everyone = str(request.nodes)
-    asked = {
-        name: found.text
-        for each in resolutions
-        for name, found in each.values.items()
-        if found.is_set
-    }
-    variables = {
-        "FL_NUM_ROUNDS": LAPTOP_ROUNDS,
-        # All of them: then the same seed gives the same model.
-        "FL_MIN_FIT_CLIENTS": everyone,
-        "FL_MIN_EVALUATE_CLIENTS": everyone,
-        "FL_MIN_AVAILABLE_CLIENTS": everyone,
-        "FL_CHECKPOINT_ENABLED": "YES",
-    }
-    for name in ("FL_STRATEGY", "FL_SEED", "FL_USE_CASE"):
-        variables[name] = context.VARIABLES[name].default
-    findings = dict.fromkeys(finding for each in resolutions for finding in each.findings)
-    return _Resolved({**variables, **asked}, frozenset(asked), app_config, tuple(findings))
-
-
-def _with_options(given: Mapping[str, str], request: Request) -> dict[str, str]:
-    """What was given with ``--set`` and by options of their own; not both for one variable."""
-    explicit = dict(given)
-    twice = []
-    for name, value in (
-        ("FL_NUM_ROUNDS", request.rounds),
-        ("FL_STRATEGY", request.strategy),
-        ("FL_USE_CASE", request.use_case),
-        ("FL_SEED", request.seed),
-    ):
-        if value is None:
-            continue
-        if explicit.get(name, str(value)) != str(value):
-            twice.append(
-                f"{name} is given twice: {value} by its option, {explicit[name]} by --set."
-            )
-        explicit[name] = str(value)
-    if twice:
-        raise RequestError("\n".join(twice), hint="Give each once.")
-    return explicit
-
-
-def _require_valid(
-    resolutions: Sequence[context.Resolution], malformed: Sequence[context.Finding]
-) -> None:
-    # What a source as a whole has wrong is found once for each role.
-    errors = (finding for each in resolutions for finding in each.errors)
-    findings = dict.fromkeys((*malformed, *errors))
-    if findings:
-        raise context.ContextError(findings)
-
-
-def _run_config(resolutions: Sequence[context.Resolution]) -> dict[str, context.ConfigValue]:
-    """The app's settings in FL_RUN_CONFIG, which is valid."""
-    text = next(each.values["FL_RUN_CONFIG"].text for each in resolutions if _coordinates(each))
-    return syntax.parse_pairs(text) if text else {}
-
-
-def _coordinates(resolution: context.Resolution) -> bool:
-    return resolution.role is context.Role.SUPERLINK
-
-
-def _name(request: Request) -> str | None:
-    """The name that was given, or that of the folder that was given; None: any will do."""
-    if request.name is not None:
-        return state.check_name(request.name)
-    if request.folder is None:
-        return None
-    name = request.folder.absolute().name
-    if not state.NAME.fullmatch(name):
-        raise RequestError(
-            f"The folder {str(request.folder)!r} does not give a name for the federation.",
-            hint="Give one with --name: lower-case letters, digits, dots, dashes, underscores.",
-        )
-    return name
-
-
-def _check_place(request: Request, environ: Mapping[str, str]) -> None:
-    """The name and the folder are free, usable, and have room."""
-    base = state.home(environ)
-    for option, path in (
-        ("--dir", request.folder),
-        ("--data", request.data),
-        ("ONEFED_HOME", base),
-    ):
-        if path is not None:
-            _check_path(option, path)
-    name = _name(request)
-    if name is not None:
-        state.require_free(base, name, request.folder, replace=request.replace)
-    _require_room(base if request.folder is None else request.folder.absolute())
-
-
-def _check_path(option: str, path: Path) -> None:
-    """Paths go through configuration files, addresses and logs of several programs."""
-    if not str(path.absolute()).isprintable():
-        raise RequestError(
-            f"{option}: the path {str(path.absolute())!r} holds characters that are not printable.",
-            hint="Rename the folder, or give another one.",
-        )
-
-
-def _check_nodes(count: int) -> int:
-    if not 1 <= count <= NODES_MAX:
-        raise NodesError(
-            f"{count} nodes cannot be started on one machine.",
-            hint=f"Give --nodes a number from 1 to {NODES_MAX}.",
-        )
-    return count
-
-
-def _check_minimums(variables: Mapping[str, str], nodes: int) -> None:
-    """What the table cannot know: how many nodes there will be."""
-    minimums = ("FL_MIN_AVAILABLE_CLIENTS", "FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS")
-    short = {name: int(variables[name]) for name in minimums if int(variables[name]) > nodes}
-    if short:
-        wanted = " and ".join(f"{name} is {count}" for name, count in short.items())
-        raise NodesError(
-            f"{wanted}, but --nodes is {nodes}: training would wait for ever.",
-            hint=f"Start at least {max(short.values())} nodes with --nodes, or lower the minimum.",
-        )
-
-
-def _check_port(variables: Mapping[str, str]) -> None:
-    """A port that was asked for is free; else each start takes one that is."""
-    if "FL_FLEET_API_ADDRESS" in variables:
-        _, _, port = variables["FL_FLEET_API_ADDRESS"].rpartition(":")
-        require_free_port("127.0.0.1", int(port), "FL_FLEET_API_ADDRESS")
-
-
-def _read_context(path: Path | None) -> context.ContextFile | None:
-    if path is None:
-        return None
-    try:
-        with path.open("rb") as stream:
-            return context.parse_context_file(stream.read(context.FILE_BYTES_MAX + 1))
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ContextFileError(
-            f"The context file {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
-            hint="Name a file of NAME='value' lines with --context.",
-        ) from error
-
-
-def _app(request: Request, use_case: str | None) -> bundle.App:
-    from onefed.flower import bundle
-
-    if request.app is not None:
-        return bundle.load(request.app.absolute())
-    if use_case is None:
-        raise RequestError(
-            "FL_USE_CASE is none, so there is nothing to train.",
-            hint="Choose a use case, or bring an app of your own: onefed run APP",
-        )
-    return bundle.load(apps.bundle_folder(use_case))
-
-
-def _use_case(request: Request, resolved: _Resolved | None) -> str | None:
-    """The built-in app that was asked for; None with an app of the user's own."""
-    if request.app is not None or resolved is None:
-        return None
-    use_case = resolved.variables["FL_USE_CASE"]
-    return None if use_case == "none" else use_case
-
-
-def _check_data(folder: Path, nodes: int, use_case: str | None) -> None:
-    """One folder per node; a built-in app reads every file now rather than in round 1."""
-    if not folder.is_dir():
-        raise DataFolderError(
-            f"{folder} is not a folder.",
-            hint="Name a folder that holds one folder of training files per node: 0, 1, ...",
-        )
-    missing = [str(index) for index in range(nodes) if not (folder / str(index)).is_dir()]
-    if missing:
-        raise DataFolderError(
-            f"{folder} has no folder for node {', '.join(missing)}.",
-            hint=f"Put the files of node 0 into {folder / '0'}, and so on.",
-        )
-    if use_case is None:
-        return
-    problems = []
-    for index in range(nodes):
-        try:
-            apps.check_data(use_case, folder / str(index))
-        except OnefedError as error:
-            problems.append(error)
-    if problems:
-        raise _together(problems)
-
-
-def _check_app_keys(given: Mapping[str, context.ConfigValue], packed: bundle.Bundle) -> None:
-    from onefed.flower import bundle
-
-    problems = []
-    known = sorted(packed.run_config.keys() - bundle.RUN_CONFIG_DEFAULTS.keys())
-    for key in sorted(given):
-        if key not in packed.run_config:
-            close = difflib.get_close_matches(key, known, n=1)
-            advice = f": did you mean {close[0]}?" if close else "."
-            problems.append(f"The app has no setting {key}{advice}")
-        elif not _fits(given[key], packed.run_config[key]):
-            default = context.render_pairs({key: packed.run_config[key]})
-            problems.append(
-                f"The app's setting {key} cannot be {given[key]!r}: its default is {default}."
-            )
-    if problems:
-        raise AppKeyError(
-            "\n".join(problems), hint=f"The app has the settings: {', '.join(known) or 'none'}."
-        )
-
-
-def _fits(value: context.ConfigValue, default: context.ConfigValue) -> bool:
-    """Of the same kind as the default: text, truth value, or number."""
-    if isinstance(default, str) or isinstance(value, str):
-        return isinstance(default, str) and isinstance(value, str)
-    return isinstance(default, bool) == isinstance(value, bool)
-
-
-def _notices(resolved: _Resolved, packed: bundle.Bundle) -> tuple[str, ...]:
-    # INFO says that one role does not read what the other one does.
-    notices = [
-        str(finding)
-        for finding in resolved.findings
-        if finding.severity is context.Severity.WARNING
-    ]
-    if not packed.managed:
-        notices.append(
-            "This app runs its own ServerApp. To have onefed manage it (exact resume, rules, "
-            'checkpoints), add to its pyproject.toml: [tool.onefed] initial-arrays = "module:f"'
-        )
-        notices += [
-            f"{name} is set, but this app has no setting {key}: its own ServerApp decides."
-            for key, name in context.RUN_CONFIG_NAMES.items()
-            if name in resolved.asked and key not in packed.run_config
-        ]
-    return tuple(notices)
-
-
-def _require_room(place: Path) -> None:
-    existing = place
-    while not existing.exists():
-        existing = existing.parent
-    if not os.access(existing, os.W_OK):
-        raise StorageError(
-            f"{existing} cannot be written to.", hint="Give another folder with --dir."
-        )
-    free = shutil.disk_usage(existing).free
-    if free < DISK_FREE_BYTES:
-        raise StorageError(
-            f"The disk of {place} has {free // 2**20} MB left; {DISK_FREE_BYTES // 2**20} MB are "
-            "wanted.",
-            hint="Free some space, or give another folder with --dir.",
         )
 
 
@@ -566,15 +104,14 @@ def _claim(base: Path, name: str | None, folder: Path | None) -> tuple[StateDir,
     raise AssertionError("the last try returns or raises")
 
 
-def _together(problems: Sequence[OnefedError]) -> OnefedError:
-    """One error for all of them, with the exit code of the first."""
-    if len(problems) == 1:
-        return problems[0]
-    parts = []
-    for problem in problems:
-        parts.append(problem.message)
-        if problem.hint:
-            parts.append(f"  {problem.hint}")
-    together = RequestError("\n".join(parts), hint="Correct all of them and start again.")
-    together.exit_code = problems[0].exit_code
-    return together
+def _discard(directory: StateDir, base: Path) -> None:
+    try:
+        shutil.rmtree(directory.folder)
+        for link in base.iterdir():
+            if link.is_symlink() and os.path.realpath(link) == str(directory.folder):
+                link.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"{directory.folder} cannot be deleted: {error.strerror}.",
+            hint="Delete that folder by hand.",
+        ) from error

@@ -1,53 +1,29 @@
-"""The state directory of a federation: what it is, where its parts lie, and who holds it.
+"""State directories: the folder that holds all of a federation, its name, and its place.
 
-One folder holds all of a federation, and one process at a time owns it: the cloud, which keeps a
-lock on it as long as it lives.
-Every process of the federation carries the folder in ``ONEFED_STATE_DIR``, so all of them can be
-found, whoever their parent is by now.
+Those of a user lie in one home folder, or are linked to from there by their names.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import pwd
 import re
-import signal
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError, StorageError
+from onefed.local import ownership
+from onefed.local import spec as specs
+from onefed.local.spec import Spec
 from onefed.telemetry.log import Follower
-
-STATE_VARIABLE = "ONEFED_STATE_DIR"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 """Names of federations: they become folder names and parts of messages."""
 
 SUPERLINK = "superlink"
-
-FORMAT = 1
-"""Of ``federation.json``; raised with every change that an older program would misread."""
-
-END_WAIT_S = 3.0
-"""Between SIGTERM and SIGKILL when left-over processes are ended, and again after it."""
-
-END_POLL_S = 0.05
-
-END_PASSES_MAX = 3
-"""A process may be born while the others are ended; so they are looked for again."""
-
-HOLD_TRIES_MAX = 100
-HOLD_POLL_S = 0.01
-"""Others who look at the lock hold it for microseconds, and one may be asleep just then."""
 
 
 class BadNameError(OnefedError):
@@ -62,27 +38,6 @@ class BadNameError(OnefedError):
             "a letter or digit first.",
         )
         self.name = name
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a federation was asked to be. Written once, read by every start of it."""
-
-    name: str
-    nodes: int
-    app: str
-    """For people: the use case, or the app's name and version."""
-    managed: bool
-    """Whether the app runs under our ServerApp, and so can be resumed."""
-    rounds: int
-    """Wanted in all; 0 when the app alone knows."""
-    strategy: str
-    seed: int
-    context: Mapping[str, str]
-    """Context variables of all machines, by canonical name."""
-    data: str | None = None
-    """Folder with one folder of training files per node, or None."""
-    format: int = field(default=FORMAT)
 
 
 @dataclass(frozen=True)
@@ -131,18 +86,11 @@ class StateDir:
             NotFoundError: the folder holds no federation.
             StorageError: its file is damaged, or of a newer onefed.
         """
-        if not self.spec_file.exists():
-            raise NotFoundError(
-                f"{self.folder} holds no federation.", hint="See the ones there are: onefed list"
-            )
-        try:
-            return _spec(files.read_json(self.spec_file))
-        except ValueError as error:
-            raise files.DamagedError(self.spec_file, str(error)) from error
+        return specs.read(self.spec_file)
 
     def write_spec(self, spec: Spec) -> None:
         """Make this what the federation was asked to be."""
-        files.write_bytes(self.spec_file, json.dumps(asdict(spec), indent=1).encode())
+        specs.write(self.spec_file, spec)
 
 
 def news(state: StateDir) -> Follower:
@@ -280,7 +228,7 @@ def find(base: Path, name: str | None) -> StateDir:
             )
         return found
     every = all_of(base)
-    every = running(every) or every
+    every = ownership.running(every) or every
     if not every:
         raise NotFoundError("There is no federation yet.", hint="Start one with: onefed up")
     return max(every, key=_written_at)
@@ -292,142 +240,6 @@ def all_of(base: Path) -> list[StateDir]:
         return []
     found = [_real(entry) for entry in sorted(base.iterdir())]
     return [each for each in found if each.spec_file.exists()]
-
-
-def running(states: Iterable[StateDir]) -> list[StateDir]:
-    """Those whose cloud lives."""
-    return [each for each in states if owner(each) is not None]
-
-
-@contextlib.contextmanager
-def hold(state: StateDir) -> Iterator[None]:
-    """Own the federation while the block runs; the lock ends with the process at the latest.
-
-    Raises:
-        InUseError: another process owns it.
-        StorageError: the folder is gone, or not ours.
-    """
-    try:
-        descriptor = os.open(state.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError(
-            f"{state.lock_file} cannot be opened: {error.strerror}.",
-            hint="Look at the owner of that folder.",
-        ) from error
-    try:
-        if not _lock(descriptor):
-            raise InUseError(
-                f"{state.folder} is in use: its federation is running.",
-                hint="Look at it with: onefed status; stop it with: onefed down",
-            )
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def owner(state: StateDir) -> int | None:
-    """Process id of the cloud that owns the federation, or None when nobody does.
-
-    0 while its id is not written yet. An earlier owner's id may still be there at that moment, so
-    nobody is signalled by this number alone: see ``signal_owner``.
-    """
-    try:
-        descriptor = os.open(state.lock_file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        # Shared: two that look at the same time do not take each other for the owner.
-        if _try_lock(descriptor, fcntl.LOCK_SH):
-            return None
-        text = os.read(descriptor, 32)
-        return int(text) if text.isdigit() else 0
-    finally:
-        os.close(descriptor)
-
-
-def signal_owner(state: StateDir, number: signal.Signals) -> bool:
-    """Send the cloud a signal; False when there is none, or none that is surely ours."""
-    pid = owner(state)
-    if not pid:
-        return False
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if _carries(process, state):
-            process.send_signal(number)
-            return True
-    return False
-
-
-def processes(state: StateDir) -> list[psutil.Process]:
-    """Every process that carries this state directory in its environment.
-
-    Left out are our own process and those above it, such as a shell that has the variable set.
-    """
-    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    return [
-        process
-        for process in psutil.process_iter()
-        if process.pid not in mine and _carries(process, state)
-    ]
-
-
-def end_processes(state: StateDir) -> int:
-    """End what is left of a federation whose cloud is gone; returns how many there were."""
-    ended = 0
-    for _ in range(END_PASSES_MAX):
-        left = processes(state)
-        if not left:
-            break
-        ended += len(left)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.send_signal(number)
-            left = _wait(left)
-    return ended
-
-
-def _wait(left: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that live on after END_WAIT_S; one that nobody reaps is as good as gone."""
-    limit = time.monotonic() + END_WAIT_S
-    while (left := [each for each in left if _lives(each)]) and time.monotonic() < limit:
-        time.sleep(END_POLL_S)
-    return left
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _carries(process: psutil.Process, state: StateDir) -> bool:
-    """Whether a process belongs to this federation."""
-    with contextlib.suppress(psutil.Error, OSError):
-        return process.environ().get(STATE_VARIABLE) == str(state.folder)
-    return False
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock for good. Those who only look at it, for a moment, are no reason to fail."""
-    for _ in range(HOLD_TRIES_MAX):
-        if _try_lock(descriptor, fcntl.LOCK_EX):
-            return True
-        if not _try_lock(descriptor, fcntl.LOCK_SH):
-            return False
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        time.sleep(HOLD_POLL_S)
-    return False
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _place(base: Path, name: str, folder: Path | None) -> StateDir:
@@ -448,7 +260,7 @@ def _require_replaceable(place: StateDir, name: str, *, replace: bool) -> None:
             hint=f"Continue it: onefed resume {name}; "
             "or give another --name or --dir; or discard it with --replace.",
         )
-    if owner(place) is not None:
+    if ownership.owner(place) is not None:
         raise InUseError(
             f"The federation in {place.folder} is running and cannot be replaced.",
             hint=f"Stop it first: onefed down {name}",
@@ -476,35 +288,3 @@ def _expanded(text: str, environ: Mapping[str, str]) -> Path:
                 hint="Name a folder for them in ONEFED_HOME.",
             ) from None
     return Path(user_home, text.removeprefix("~").removeprefix("/"))
-
-
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    "name": str,
-    "nodes": int,
-    "app": str,
-    "managed": bool,
-    "rounds": int,
-    "strategy": str,
-    "seed": int,
-    "context": dict,
-    "data": (str, type(None)),
-    "format": int,
-}
-
-
-def _spec(document: Any) -> Spec:
-    """Read what ``write_spec`` wrote; ``ValueError`` with a reason for anything else."""
-    if not isinstance(document, dict):
-        raise ValueError("it is not a federation's")
-    found = document.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise ValueError(f"it has format {found} of a newer onefed, and this one reads {FORMAT}")
-    if document.keys() != _KINDS.keys():
-        wrong = sorted(document.keys() ^ _KINDS.keys())
-        raise ValueError(f"it has other fields than a federation's: {', '.join(wrong)}")
-    for name, kind in _KINDS.items():
-        if not isinstance(document[name], kind):
-            raise ValueError(f"its {name} is of a wrong type")
-    if not all(isinstance(text, str) for text in document["context"].values()):
-        raise ValueError("its context holds values that are not text")
-    return Spec(**document)

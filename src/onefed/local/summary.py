@@ -14,7 +14,8 @@ from onefed import arrays
 from onefed.appliance.paths import Paths
 from onefed.checkpoint import Loaded, RecoveryStore, files
 from onefed.errors import ExitCode, OnefedError
-from onefed.local.state import SUPERLINK, Spec, StateDir
+from onefed.local.spec import Spec
+from onefed.local.state import SUPERLINK, StateDir
 from onefed.telemetry import events
 from onefed.telemetry.status import FederationView
 

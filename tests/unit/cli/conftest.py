@@ -17,8 +17,9 @@ from onefed import arrays
 from onefed.appliance.paths import Paths
 from onefed.checkpoint import RecoveryStore, RoundRecord, Snapshot
 from onefed.cli import main
-from onefed.local import state, summary
-from onefed.local.state import SUPERLINK, Spec, StateDir
+from onefed.local import ownership, state, summary
+from onefed.local.spec import Spec
+from onefed.local.state import SUPERLINK, StateDir
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 from onefed.telemetry.status import fold
@@ -28,8 +29,8 @@ PROGRAM = (str(Path(sys.executable).with_name("onefed")),)
 HOLDER = """
 import sys
 from pathlib import Path
-from onefed.local import state
-with state.hold(state.StateDir(Path(sys.argv[1]))):
+from onefed.local import ownership, state
+with ownership.hold(state.StateDir(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -142,7 +143,7 @@ def hold() -> Iterator[Callable[[StateDir], subprocess.Popen[str]]]:
     holders = []
 
     def start(directory: StateDir) -> subprocess.Popen[str]:
-        carried = f"{state.STATE_VARIABLE}={directory.folder}"
+        carried = f"{ownership.STATE_VARIABLE}={directory.folder}"
         holder = subprocess.Popen(
             ["env", carried, sys.executable, "-c", HOLDER, directory.folder],
             stdin=subprocess.PIPE,

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from onefed.errors import ExitCode
-from onefed.local import state
+from onefed.local import ownership
 
 Run = Callable[..., Any]
 
@@ -37,7 +37,9 @@ def test_what_does_not_run_is_left_as_it_is(onefed: Run, finished: Run) -> None:
 
 def test_what_a_killed_cloud_left_is_ended(onefed: Run, finished: Run) -> None:
     directory = finished("demo")
-    left = subprocess.Popen(["env", f"{state.STATE_VARIABLE}={directory.folder}", "sleep", "600"])
+    left = subprocess.Popen(
+        ["env", f"{ownership.STATE_VARIABLE}={directory.folder}", "sleep", "600"]
+    )
     assert "1 left-over processes were ended" in onefed("down", "demo").out
     assert left.wait() == -signal.SIGTERM
 
@@ -112,7 +114,7 @@ def test_a_federation_that_cannot_start_is_told_of_and_summed_up(
     assert "demo: failed" in shown.out.splitlines()
     told = json.loads(copy.read_text())
     assert (told["status"], told["exit_code"]) == ("failed", ExitCode.CONFIG)
-    assert state.processes(directory) == []
+    assert ownership.processes(directory) == []
 
     directory.write_spec(dataclasses.replace(directory.read_spec(), context={"FL_SEED": "none"}))
     shown = onefed("resume", "demo", "--rounds", "9", "--log-format", "json")
@@ -168,8 +170,8 @@ def test_a_reader_that_goes_takes_an_attached_federation_with_it(make: Run) -> N
     assert "demo was stopped" in shown.stderr
     assert "onefed resume demo" in shown.stderr
     assert "Traceback" not in shown.stderr
-    assert state.owner(directory) is None
-    assert state.processes(directory) == []
+    assert ownership.owner(directory) is None
+    assert ownership.processes(directory) == []
 
 
 def test_ctrl_c_stops_it_and_says_how_to_go_on(make: Run) -> None:
@@ -186,7 +188,7 @@ def test_ctrl_c_stops_it_and_says_how_to_go_on(make: Run) -> None:
     assert program.wait() == ExitCode.INTERRUPTED
     assert (last["event"], last["data"]["status"]) == ("summary", "stopped")
     assert "onefed resume demo" in last["data"]["error"]
-    assert state.processes(directory) == []
+    assert ownership.processes(directory) == []
 
 
 def test_ctrl_c_before_the_start_leaves_nothing(home: Path, tmp_path: Path) -> None:

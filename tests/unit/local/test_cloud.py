@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from onefed import context
 from onefed.errors import ExitCode
-from onefed.local import cloud, deploy, state, summary
+from onefed.local import cloud, deploy, ownership, state, summary
 from onefed.local.cloud import DataGoneError
-from onefed.local.state import Spec, StateDir
+from onefed.local.spec import Spec
+from onefed.local.state import StateDir
 from onefed.telemetry import events
 from onefed.telemetry.log import Follower
 
@@ -44,8 +45,8 @@ SPEC = Spec(
 HOLDER = """
 import sys
 from pathlib import Path
-from onefed.local import state
-with state.hold(state.StateDir(Path(sys.argv[1]))):
+from onefed.local import ownership, state
+with ownership.hold(state.StateDir(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -74,7 +75,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., StateDir]]:
 
     yield build
     for directory in made:
-        state.end_processes(directory)
+        ownership.end_processes(directory)
 
 
 def ends_with(directory: StateDir, **options: Any) -> int:
@@ -172,8 +173,8 @@ def test_a_port_that_was_taken_meanwhile_ends_it(make: Callable[..., StateDir]) 
     assert (told["rounds_done"], told["rounds_total"]) == (0, 3)
     assert f"Port {port}" in str(told["error"])
     assert "FL_FLEET_API_ADDRESS" in str(told["error"])
-    assert state.owner(directory) is None
-    assert state.processes(directory) == []
+    assert ownership.owner(directory) is None
+    assert ownership.processes(directory) == []
 
 
 def test_a_variable_that_is_wrong_or_unknown_ends_it(make: Callable[..., StateDir]) -> None:
@@ -184,7 +185,7 @@ def test_a_variable_that_is_wrong_or_unknown_ends_it(make: Callable[..., StateDi
     assert told["exit_code"] == ExitCode.CONFIG
     assert "FL_NUM_ROUNDS" in str(told["error"])
     assert summary.read(copy) == told
-    assert state.processes(directory) == []
+    assert ownership.processes(directory) == []
 
 
 def test_an_app_that_is_gone_ends_it(make: Callable[..., StateDir]) -> None:
@@ -204,7 +205,7 @@ def test_a_damaged_spec_ends_it(make: Callable[..., StateDir]) -> None:
 
 def test_of_two_clouds_the_second_one_leaves_the_first_alone(make: Callable[..., StateDir]) -> None:
     directory = make()
-    carried = f"{state.STATE_VARIABLE}={directory.folder}"
+    carried = f"{ownership.STATE_VARIABLE}={directory.folder}"
     first = subprocess.Popen(
         ["env", carried, sys.executable, "-c", HOLDER, directory.folder],
         stdin=subprocess.PIPE,
@@ -231,7 +232,7 @@ def test_a_stop_while_it_boots_is_a_stop_at_once(
     told = summary.read(directory.summary)
     assert (told["status"], told["exit_code"]) == ("stopped", ExitCode.INTERRUPTED)
     assert "onefed resume demo" in str(told["error"])
-    assert state.processes(directory) == []
+    assert ownership.processes(directory) == []
 
 
 def test_an_attached_federation_ends_with_who_started_it(make: Callable[..., StateDir]) -> None:
@@ -248,12 +249,12 @@ def test_an_attached_federation_ends_with_who_started_it(make: Callable[..., Sta
     parent.communicate()
     started.wait(LIMIT_S)
     assert summary.read(directory.summary)["status"] == "stopped"
-    assert state.processes(directory) == []
+    assert ownership.processes(directory) == []
 
 
 def test_what_a_killed_cloud_left_is_ended_by_the_next(make: Callable[..., StateDir]) -> None:
     directory = make(context={"FL_NUM_ROUNDS": "many"})
-    carried = f"{state.STATE_VARIABLE}={directory.folder}"
+    carried = f"{ownership.STATE_VARIABLE}={directory.folder}"
     left = subprocess.Popen(["env", carried, "sleep", "600"])
     assert ends_with(directory) == ExitCode.CONFIG
     assert left.wait(LIMIT_S) == -signal.SIGTERM
@@ -283,7 +284,7 @@ def test_a_disk_that_fills_ends_it_while_it_can_still_say_so(
     done = subprocess.run(
         [
             *("unshare", "--map-root-user", "--mount"),
-            *("env", f"{state.STATE_VARIABLE}={small / 'demo'}"),
+            *("env", f"{ownership.STATE_VARIABLE}={small / 'demo'}"),
             *("sh", "-c", script, "sh", small, directory.folder, sys.executable, outcome),
         ],
         capture_output=True,
@@ -299,4 +300,4 @@ def test_a_disk_that_fills_ends_it_while_it_can_still_say_so(
     assert (told["status"], told["exit_code"]) == ("failed", ExitCode.STORAGE)
     assert "is full" in str(told["error"])
     assert "onefed resume demo" in str(told["error"])
-    assert state.processes(StateDir(small / "demo")) == []
+    assert ownership.processes(StateDir(small / "demo")) == []

@@ -21,7 +21,8 @@ from onefed.appliance.paths import Paths
 from onefed.checkpoint import RecoveryStore, RoundRecord, Snapshot
 from onefed.errors import ExitCode, StorageError
 from onefed.local import summary
-from onefed.local.state import SUPERLINK, Spec, StateDir
+from onefed.local.spec import Spec
+from onefed.local.state import SUPERLINK, StateDir
 from onefed.local.summary import Summary
 from onefed.telemetry.status import FederationView, RoundView
 
