@@ -83,7 +83,7 @@ def _title(view: FederationView) -> Text:
 
 
 def _nodes(view: FederationView, width: int) -> RenderableType:
-    every = list(view.nodes.values())
+    every = sorted(view.nodes.values(), key=_place)
     if not every:
         return Text("no machine yet", style="dim")
     shown, hidden = every[:NODES_SHOWN], every[NODES_SHOWN:]
@@ -132,6 +132,13 @@ def _last_reply(node: NodeView) -> str:
         return ""
     seconds = node.last_train_seconds
     return f"round {node.last_reply_round}" + ("" if seconds is None else f", {seconds:.1f} s")
+
+
+def _place(node: NodeView) -> tuple[bool, str, int, str]:
+    """The coordinator first, then by name, ``supernode/2`` before ``supernode/10``."""
+    name, _, number = (node.vm or "").partition("/")
+    index = int(number) if number.isdecimal() and number.isascii() and len(number) < 10 else 0
+    return (node.role != "superlink", name, index, node.node_id or "")
 
 
 def _training(view: FederationView, width: int) -> RenderableType:

@@ -193,3 +193,15 @@ def test_what_came_from_elsewhere_is_no_mark_up() -> None:
 )
 def test_durations_are_written_as_clocks_do(seconds: float, text: str) -> None:
     assert live.duration(seconds) == text
+
+
+def test_machines_stand_in_the_order_of_their_numbers() -> None:
+    """They boot in any order; a picture whose lines jump cannot be read."""
+    names = ["supernode/10", "supernode/2", "superlink", "supernode/0"]
+    nodes = {
+        name: NodeView(vm=name, role=name.partition("/")[0], state="idle", ready=True)
+        for name in names
+    }
+    text = drawn(FederationView(name="demo", nodes=nodes), 100)
+    places = [text.index(name) for name in ("superlink", "supernode/0", "supernode/2")]
+    assert [*places, text.index("supernode/10")] == sorted([*places, text.index("supernode/10")])
