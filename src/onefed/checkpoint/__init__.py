@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from onefed.checkpoint.export import Exporter, Saved
+from onefed.checkpoint.export import Exporter, Saved, holds_checkpoints
 from onefed.checkpoint.files import DamagedError
 from onefed.checkpoint.model_file import ModelFileError, write_model
 from onefed.checkpoint.recovery import Damaged, Loaded, RecoveryStore, RoundRecord, Snapshot
@@ -25,5 +25,6 @@ __all__ = [
     "RoundRecord",
     "Saved",
     "Snapshot",
+    "holds_checkpoints",
     "write_model",
 ]

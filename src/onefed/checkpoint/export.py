@@ -105,7 +105,7 @@ class Exporter:
         names = files.names_in(self.folder)
         owner = self._owner(names)
         if owner != self.run:
-            if any(ROUND.fullmatch(name) or name in (LATEST, METADATA) for name in names):
+            if any(map(_is_checkpoint, names)):
                 of = "an unknown run" if owner is None else f"run {shown(owner)}"
                 raise InUseError(
                     f"{self.folder} holds checkpoints of {of}; this is run {shown(self.run)}.",
@@ -125,3 +125,12 @@ class Exporter:
                 if isinstance(run, str):
                     return run
         return None
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether somebody's checkpoints are in a folder; False where there is no such folder."""
+    return any(map(_is_checkpoint, files.names_in(folder)))
+
+
+def _is_checkpoint(name: str) -> bool:
+    return ROUND.fullmatch(name) is not None or name in (LATEST, METADATA)

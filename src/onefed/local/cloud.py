@@ -163,7 +163,8 @@ class Cloud:
         # A stop that was asked for is over, and Flower's own database knows nodes of before.
         # All that a resume needs is in the recovery store.
         paths.stop_request.unlink(missing_ok=True)
-        for leftover in paths.state.glob("state.db*"):
+        database = Path(self._spec.context.get("FL_DATABASE", "state/state.db")).name
+        for leftover in paths.state.rglob(f"{database}*"):
             leftover.unlink()
 
     async def _power_on(self, role: str, name: str, record: VmRecord) -> Machine:

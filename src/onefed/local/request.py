@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from onefed import apps, context
 from onefed.appliance.machine import require_free_port
-from onefed.errors import ExitCode, OnefedError, StorageError
+from onefed.checkpoint import holds_checkpoints
+from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 from onefed.local import state
 from onefed.local.spec import Spec
 from onefed.local.variables import Resolved, resolve
@@ -136,6 +137,7 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
         if nodes is not None:
             attempt(lambda: _check_minimums(variables, nodes))
         attempt(lambda: _check_port(variables))
+        attempt(lambda: _check_checkpoints(variables))
     use_case = _use_case(request, resolved)
     app = attempt(lambda: _app(request, use_case)) if request.app or resolved else None
     if app is not None:
@@ -267,6 +269,19 @@ def _check_port(variables: Mapping[str, str]) -> None:
     if "FL_FLEET_API_ADDRESS" in variables:
         _, _, port = variables["FL_FLEET_API_ADDRESS"].rpartition(":")
         require_free_port("127.0.0.1", int(port), "FL_FLEET_API_ADDRESS")
+
+
+def _check_checkpoints(variables: Mapping[str, str]) -> None:
+    """A new run finds nobody's checkpoints where it was told to put its own."""
+    folder = variables.get("FL_CHECKPOINT_PATH")
+    if variables["FL_CHECKPOINT_ENABLED"] == "NO" or folder is None:
+        return
+    if holds_checkpoints(Path(folder)):
+        raise InUseError(
+            f"{folder} holds the checkpoints of another run.",
+            hint="Resume that run, choose another FL_CHECKPOINT_PATH, or move its checkpoint_* "
+            "files away.",
+        )
 
 
 def _app(request: Request, use_case: str | None) -> bundle.App:

@@ -243,3 +243,13 @@ def test_everything_that_is_wrong_is_said_at_once_with_the_code_of_the_first(
     for what in ("FL_MIN_FIT_CLIENTS is 2", "local-epoch", "ZeroDivisionError", "nowhere"):
         assert what in resolved.message
     assert resolved.exit_code is ExitCode.CONFIG
+
+
+def test_checkpoints_of_another_run_are_never_in_the_way_of_a_new_one(
+    refuse: Callable[..., OnefedError], tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoint_round_5.npz").touch()
+    error = refuse(assignments=[f"FL_CHECKPOINT_PATH={tmp_path}"])
+    assert error.exit_code is ExitCode.IN_USE
+    assert str(tmp_path) in error.message
+    assert "FL_CHECKPOINT_PATH" in (error.hint or "")
