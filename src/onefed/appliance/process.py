@@ -55,6 +55,8 @@ class Program:
     """Receives standard output and error, appended."""
     stop_timeout_s: float
     """After SIGTERM, before SIGKILL."""
+    early_deaths_more: int = 0
+    """Beyond ``EARLY_DEATHS_MAX``, for a program that others refuse for a while after a crash."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class ProcessRuntime:
             deaths = 0 if loop.time() - started > EARLY_DEATH_S else deaths + 1
             attempt = max(1, deaths)
             delay_s = min(RESTART_DELAY_S * 2 ** (attempt - 1), RESTART_DELAY_MAX_S)
-            given_up = deaths >= EARLY_DEATHS_MAX
+            given_up = deaths >= EARLY_DEATHS_MAX + program.early_deaths_more
             self._on_restart(Restart(program.name, exit_code, attempt, delay_s, given_up))
             if given_up:
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from onefed.appliance.paths import Paths
@@ -25,6 +26,10 @@ SUPERLINK_STOP_S = 5.0
 
 SUPERNODE_STOP_S = 10.0
 """Enough to deactivate; a message that was being trained is given up."""
+
+SUPERNODE_EARLY_DEATHS_MORE = 6
+"""A SuperLink refuses the key of a killed node for about 60 s (docs/flower.md), and the program
+ends at each refusal; with the growing pauses so many starts take more than a minute longer."""
 
 
 def environment(
@@ -151,7 +156,10 @@ def supernode(
         "ONEFED_DATA_DIR": str(paths.data),
     }
     return (
-        _program("supernode", node, mine, paths, SUPERNODE_STOP_S),
+        replace(
+            _program("supernode", node, mine, paths, SUPERNODE_STOP_S),
+            early_deaths_more=SUPERNODE_EARLY_DEATHS_MORE,
+        ),
         *((_program("superexec", execution, mine, paths, SUPERNODE_STOP_S),) if separate else ()),
     )
 

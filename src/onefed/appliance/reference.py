@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from onefed.appliance import discovery, process, superlink, supernode
+from onefed.appliance import discovery, process, programs, superlink, supernode
 from onefed.appliance.steps import Step
 
 INTRODUCTION = """\
@@ -68,6 +68,8 @@ Programs run until the machine stops: one that dies is started again after \
 {process.RESTART_DELAY_S:.0f} s, at most {process.RESTART_DELAY_MAX_S:.0f} s.
 One that dies {process.EARLY_DEATHS_MAX} times in a row within {process.EARLY_DEATH_S:.0f} s of \
 its start is given up, and the machine with it.
+A SuperNode has {programs.SUPERNODE_EARLY_DEATHS_MORE} starts more: after a crash its SuperLink \
+refuses it for about a minute.
 A program sees only the environment that the machine makes for it.
 """
 

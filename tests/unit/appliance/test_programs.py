@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onefed import context
-from onefed.appliance import programs
+from onefed.appliance import process, programs
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
 
@@ -252,3 +252,13 @@ def test_the_environment_is_made_and_not_inherited() -> None:
     assert set(made) & set(planted) == {"PATH", "FLWR_HOME"}
     assert made.items() >= FLOWER_ENVIRONMENT.items()
     assert (made["ONEFED_STATE_DIR"], made["ONEFED_EVENTS"]) == ("/srv", "/srv/events.jsonl")
+
+
+def test_a_supernode_outlives_the_minute_in_which_its_superlink_refuses_it() -> None:
+    """Flower keeps a killed node's key for about 60 s; the pauses alone are longer than that."""
+    early = process.EARLY_DEATHS_MAX + programs.SUPERNODE_EARLY_DEATHS_MORE
+    pauses_s = [
+        min(process.RESTART_DELAY_S * 2**number, process.RESTART_DELAY_MAX_S)
+        for number in range(early - 1)
+    ]
+    assert sum(pauses_s) > 60
