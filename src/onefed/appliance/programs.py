@@ -15,8 +15,15 @@ from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
 from onefed.context import SuperLinkSettings, SuperNodeSettings
 
-INHERITED = ("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV")
-"""The only names a program may get from the environment that the machine was started in."""
+INHERITED = (
+    *("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV"),
+    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+)
+"""The only names a program may get from the environment that the machine was started in.
+
+The last two choose the kernels of a linear algebra, and so the last bits of its sums: they have to
+be the same in all processes of a run.
+"""
 
 TASK_POLL_S = "0.1"
 """How often a SuperExec asks for work, in seconds; Flower's own default is 1."""
