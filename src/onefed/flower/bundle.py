@@ -39,6 +39,9 @@ SERVER_MODULE = "onefed_server_app"
 IMPORT_CHECK_TIMEOUT_S = 120.0
 """Importing torch from a cold disk takes up to a minute."""
 
+FROZEN = "<frozen importlib"
+"""In the lines of a traceback that are Python's own way of importing."""
+
 RESERVED = ("flwr", "onefed", "sitecustomize", "usercustomize", SERVER_MODULE)
 """Modules at the top of an app that would shadow those of the programs which load it."""
 
@@ -215,7 +218,8 @@ def check_imports(app: App) -> None:
                 os.killpg(importing.pid, signal.SIGKILL)  # with whatever it has started itself
             importing.wait()
         said.seek(max(0, said.seek(0, os.SEEK_END) - SAID_BYTES_MAX))
-        lines = said.read().decode(errors="replace").split("\n")
+        told = said.read().decode(errors="replace").rstrip().split("\n")
+        lines = [line for line in told if FROZEN not in line]
     if code != 0:
         raise AppError(
             f"{app.folder} does not import:\n" + "\n".join(f"  {line}" for line in lines),
