@@ -6,13 +6,17 @@ matched by the message that it answers (docs/flower.md).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from onefed.flower.clients import Client
+
+_LOG = logging.getLogger(__name__)
 
 POLL_FIRST_S = 0.05
 POLL_MAX_S = 0.5
@@ -95,7 +99,7 @@ def exchange(
     pause_s = POLL_FIRST_S
     while waiting:
         waited_s = clock() - started
-        arrived = list(grid.pull_messages(list(waiting)))
+        arrived = _look(grid, list(waiting))
         for message in arrived:
             sender = waiting.pop(message.metadata.reply_to_message_id, None)
             if sender is None:
@@ -120,6 +124,22 @@ def exchange(
         for client in waiting.values()
     ]
     return Collected(tuple(replies), tuple(failures))
+
+
+def _look(grid: Grid, message_ids: list[str]) -> list[Message]:
+    """The replies that are there by now.
+
+    A reply whose bytes Flower cannot turn into a message raises out of its grid, and takes the
+    others of the same look along: the SuperLink has given them out.
+    Asked again, it answers each of them with an error, so nobody is waited for in vain.
+    """
+    try:
+        return list(grid.pull_messages(message_ids))
+    except (httpx.HTTPError, OSError):
+        raise  # the SuperLink is gone; Flower has tried again for long enough
+    except Exception:  # noqa: BLE001 - whatever hostile bytes make Flower raise
+        _LOG.exception("A reply cannot be read; those of the same look are lost with it.")
+        return []
 
 
 def bounded(reason: str) -> str:

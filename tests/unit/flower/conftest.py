@@ -94,6 +94,9 @@ class VirtualGrid(Grid):
         self.polls_at: list[float] = []
         self.strays: list[Message] = []
         """Given out by the next poll, whatever it asks for."""
+        self.undecodable: set[int] = set()
+        """Nodes whose replies have bytes that Flower cannot turn into a message."""
+        self._lost: set[str] = set()
         self.full = False
         """Refuses messages as too large together, as Flower's grid does: without an id for any."""
         self.fab_hash = "a" * 64
@@ -142,6 +145,13 @@ class VirtualGrid(Grid):
             if each[0] <= self._clock() and each[2].metadata.reply_to_message_id in asked
         ]
         self._under_way = [each for each in self._under_way if each not in due]
+        lost = [sent for sent in self.sent if sent.metadata.message_id in self._lost & asked]
+        if any(reply.metadata.src_node_id in self.undecodable for _, _, reply in due):
+            # The SuperLink has given all of them out, and asked again has none of them.
+            self._lost |= {reply.metadata.reply_to_message_id for _, _, reply in due}
+            raise ValueError("Unknown object type")
+        if lost:
+            return [error_of(sent, 3, "unavailable", by_superlink=True) for sent in lost]
         strays, self.strays = self.strays, []
         return [*strays, *(message for _, _, message in due)]
 

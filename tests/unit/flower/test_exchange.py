@@ -6,6 +6,7 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Message, MessageType, RecordDict
 
@@ -244,3 +245,32 @@ def test_asking_nobody_takes_no_time(grid: Any, clock: Any, phase: Phase) -> Non
     assert phase.run() == Collected((), ())
     assert grid.polls_at == []
     assert clock() == 0.0
+
+
+def test_a_reply_that_flower_cannot_read_ends_no_phase(
+    grid: Any, phase: Phase, hub: SimpleNamespace
+) -> None:
+    """It raises out of Flower's grid, with the replies that came in the same look."""
+    grid.add("0", lambda message: [(1.0, hub.answer(message))])
+    grid.undecodable.add(grid.add("1", lambda message: [(5.0, hub.answer(message))]))
+    grid.add("2", lambda message: [(5.0, hub.answer(message))])
+    grid.add("3", lambda message: [(9.0, hub.answer(message))])
+
+    collected = phase.run()
+
+    assert replied(collected) == ["0", "3"]
+    assert failed(collected) == {"1": "message_unavailable", "2": "message_unavailable"}
+
+
+def test_a_superlink_that_is_gone_ends_the_phase(
+    grid: Any, phase: Phase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower has tried again for long; the supervisor decides what comes next."""
+    grid.add("0", lambda message: [])
+
+    def refuse(_ids: object) -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(grid, "pull_messages", refuse)
+    with pytest.raises(httpx.ConnectError):
+        phase.run()
