@@ -25,8 +25,10 @@ The last two choose the kernels of a linear algebra, and so the last bits of its
 be the same in all processes of a run.
 """
 
-TASK_POLL_S = "0.1"
-"""How often a SuperExec asks for work, in seconds; Flower's own default is 1."""
+TASK_POLL_S = "0.5"
+"""How often a SuperExec asks for work, in seconds; Flower's own default is 1.
+Each time costs about 20 ms of CPU, half of it in the server: ten times a second would be a fifth of
+a core for every node."""
 
 SUPERLINK_STOP_S = 5.0
 """It waits for open connections, and every round is on disk already."""

@@ -111,10 +111,10 @@ def _only_one(base: Path, *, purge: bool) -> StateDir:
 
 def _stop(directory: StateDir, name: str, *, now: bool) -> None:
     say(f"Stopping {name}." if now else f"Stopping {name} once the round in flight is saved.")
-    ended = not now and _ends(directory, signal.SIGINT, DOWN_LIMIT_S)
-    ended = ended or _ends(directory, signal.SIGTERM, STOP_LIMIT_S)
-    if not ended:
-        ownership.end_processes(directory)  # the cloud is one of them
+    if now or not _ends(directory, signal.SIGINT, DOWN_LIMIT_S):
+        _ends(directory, signal.SIGTERM, STOP_LIMIT_S)
+    # The cloud lets go of its federation a moment before it ends, and everything is written then.
+    ownership.end_processes(directory)
     try:
         outcome = summaries.read(directory.summary)
     except StorageError:
