@@ -584,6 +584,7 @@ _EDGE = (
         example="fixed",
         help="How the waits grow while an edge node looks for its coordinator.",
         maps_to="discovery",
+        in_effect=False,
     ),
     Variable(
         name="FL_EDGE_MAX_BACKOFF",
@@ -594,6 +595,7 @@ _EDGE = (
         example="60",
         help="Seconds that such a wait lasts at most.",
         maps_to="discovery",
+        in_effect=False,
     ),
 )
 
