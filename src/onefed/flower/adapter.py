@@ -225,12 +225,18 @@ class Control:
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def log_output(self, run_id: int) -> Iterator[str]:
-        """What the ServerApp of a run prints, in pieces, until the run has finished."""
+        """What the ServerApp of a run prints, in pieces, until the run has finished.
+
+        The SuperLink looks for new output first and for the end of the run after it, so what is
+        printed in between is missing from the stream: the rest is asked for once more.
+        """
+        latest = 0.0
         with _asking(f"read the log of run {run_id}"):
-            for piece in self._client.StreamLogs(
-                StreamLogsRequest(run_id=run_id, after_timestamp=0)
-            ):
-                yield piece.log_output
+            for _ in ("until the end", "the rest"):
+                request = StreamLogsRequest(run_id=run_id, after_timestamp=latest)
+                for piece in self._client.StreamLogs(request):
+                    latest = max(latest, piece.latest_timestamp)
+                    yield piece.log_output
 
 
 def config_errors(config: Mapping[str, object]) -> list[str]:

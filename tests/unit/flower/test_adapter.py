@@ -267,6 +267,30 @@ class TestRunsAndLogs:
         )
         control.close()
 
+    def test_what_is_printed_while_the_superlink_looks_away_is_not_lost(
+        self,
+        superlink_server: Any,
+        adapter: Any,
+        fab: bytes,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It reads the log, then whether the run has ended: what comes between is in no piece."""
+        control = adapter.Control(superlink_server.address, None)
+        run_id = control.start_run(fab, {})
+        superlink_server.run_starts(run_id)
+        read = superlink_server.state.get_task_log
+
+        def read_then_end(*arguments: Any) -> Any:
+            answer = read(*arguments)
+            monkeypatch.undo()
+            superlink_server.run_prints(run_id, "last words\n")
+            superlink_server.run_ends(run_id, "failed", "x")
+            return answer
+
+        monkeypatch.setattr(superlink_server.state, "get_task_log", read_then_end)
+        assert "".join(control.log_output(run_id)) == "last words\n"
+        control.close()
+
     def test_a_closed_connection_is_told_like_a_lost_one(
         self, superlink_server: Any, adapter: Any
     ) -> None:
