@@ -20,7 +20,9 @@ QUICK = settings(max_examples=60, deadline=None)
 MODELS = st.dictionaries(
     st.text(max_size=3),
     st.sampled_from(arrays.DTYPES).flatmap(
-        lambda dtype: st_numpy.arrays(dtype, st_numpy.array_shapes(min_dims=0, min_side=0))
+        lambda name: st_numpy.arrays(
+            arrays.dtype_of(name), st_numpy.array_shapes(min_dims=0, min_side=0)
+        )
     ),
     max_size=3,
 )
@@ -28,7 +30,7 @@ MODELS = st.dictionaries(
 
 def described(model: arrays.Arrays) -> object:
     """All that the identity of a model consists of, in another form than the encoding."""
-    return {key: (a.dtype.name, a.shape, a.tobytes()) for key, a in model.items()}
+    return {key: (str(a.dtype), a.shape, a.tobytes()) for key, a in model.items()}
 
 
 def test_digest_is_the_documented_encoding() -> None:
@@ -81,6 +83,7 @@ def test_digest_does_not_see_order_layout_or_byte_order(model: arrays.Arrays) ->
     [
         ({"a": np.zeros(2, np.float32)}, {"a": np.zeros(1, np.float64)}),
         ({"a": np.zeros(1, np.int64)}, {"a": np.zeros(1, np.float64)}),
+        ({"a": np.zeros(1, np.uint16)}, {"a": np.zeros(1, arrays.BFLOAT16)}),
         ({"a": np.zeros((1, 2))}, {"a": np.zeros((2, 1))}),
         ({"a": np.zeros(())}, {"a": np.zeros(1)}),
         ({"a": np.zeros((0, 2))}, {"a": np.zeros((0, 3))}),
@@ -126,6 +129,8 @@ def test_mismatch_matches_by_name_and_ignores_layout() -> None:
         ({"w": np.zeros((2, 3), ">f4")}, "'w' has dtype float32, bytes swapped, expected float32"),
         ({"w": np.empty((2, 3), object)}, "'w' has the unsupported dtype 'object'"),
         ({"w": [1, 2]}, "'w' is a list, not an array"),
+        ({"w": np.zeros((2, 3), arrays.BFLOAT16)}, "'w' has dtype bfloat16, expected float32"),
+        ({"w": np.zeros((2, 3), "V2")}, "'w' has the unsupported dtype '|V2'"),
         ({"c": np.zeros(1)}, "'c' is not part of the model"),
         ({"\x1b[2J\n": 0}, r"'\x1b[2J\n' is not part of the model"),
     ],

@@ -1,8 +1,4 @@
-"""Named tensors: what a model is between rooms, and what makes two of them the same.
-
-A model is a plain ``dict`` from name to numpy array, in the order the app gave.
-Names carry the identity of a tensor; its place in the dict and its memory layout do not.
-"""
+"""The digest of a model, and how two models differ."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onefed.arrays.dtypes import DTYPES, dtype_name, widened
 from onefed.errors import OnefedError
 
 if TYPE_CHECKING:
@@ -20,12 +17,6 @@ if TYPE_CHECKING:
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 """A model, or the state of a rule: ordered named tensors in native byte order."""
-
-DTYPES = (
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64"),
-)
-"""Names of the element types a model may have: those that .npz and .safetensors both can carry."""
 
 DIGEST_PREFIX = b"onefed model 1\n"
 """First bytes of every encoding under ``model_sha256``; the number is its version."""
@@ -80,7 +71,7 @@ def mismatch(arrays: Mapping[str, object], template: Mapping[str, NDArray[Any]])
             differences.append(f"{shown(key)} is not part of the model")
         elif not isinstance(value, np.ndarray):
             differences.append(f"{shown(key)} is a {type(value).__name__}, not an array")
-        elif value.dtype.name not in DTYPES:
+        elif dtype_name(value.dtype) not in DTYPES:
             differences.append(f"{shown(key)} has the unsupported dtype {shown(value.dtype)}")
         elif value.dtype != expected.dtype:
             differences.append(
@@ -99,10 +90,11 @@ def is_finite(arrays: Mapping[str, NDArray[Any]]) -> bool:
 def magnitude(array: NDArray[Any]) -> float:
     """Largest absolute value; NaN where the array holds one, 0.0 where it is empty.
 
-    Two reductions and no temporary array, in any memory layout.
+    Two reductions in any memory layout, and no temporary array but for bfloat16.
     """
     if array.size == 0:
         return 0.0
+    array = widened(array)
     low, high = float(array.min()), float(array.max())
     return math.nan if math.isnan(low) else max(abs(low), abs(high))
 
@@ -115,7 +107,7 @@ def nbytes(arrays: Mapping[str, NDArray[Any]]) -> int:
 def require_supported(arrays: Mapping[str, NDArray[Any]]) -> None:
     """Raise ``ArraysError`` where a dtype is not one of ``DTYPES``, or a name is not text."""
     for key, array in arrays.items():
-        if array.dtype.name not in DTYPES:
+        if dtype_name(array.dtype) not in DTYPES:
             raise ArraysError(
                 f"The array {shown(key)} has the dtype {shown(array.dtype)}.",
                 hint=f"Convert it to one of: {', '.join(DTYPES)}.",
@@ -129,7 +121,7 @@ def require_supported(arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def raw_bytes(array: NDArray[Any]) -> memoryview:
     """Elements in C order, little-endian, as flat bytes: a view where the array is so already."""
-    assert array.dtype.name in DTYPES, array.dtype
+    assert dtype_name(array.dtype) in DTYPES, array.dtype
     ordered = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return ordered.reshape(-1).view(np.uint8).data
 
@@ -148,7 +140,7 @@ def _put(target: hashlib._Hash, field: bytes | memoryview) -> None:
 
 
 def _put_array(target: hashlib._Hash, array: NDArray[Any]) -> None:
-    _put(target, array.dtype.name.encode())
+    _put(target, dtype_name(array.dtype).encode())
     _put(target, b"".join(length.to_bytes(8, "little") for length in array.shape))
     _put(target, raw_bytes(array))
 
@@ -158,7 +150,8 @@ def _is_text(key: str) -> bool:
 
 
 def _dtype(array: NDArray[Any]) -> str:
-    return array.dtype.name if array.dtype.isnative else f"{array.dtype.name}, bytes swapped"
+    name = dtype_name(array.dtype)
+    return name if array.dtype.isnative else f"{name}, bytes swapped"
 
 
 def _sentence(differences: Iterable[str]) -> str | None:
