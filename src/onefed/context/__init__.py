@@ -1,6 +1,7 @@
 """The contextualization variables: one table, and everything that is made from it.
 
-``table``       one row per variable; the strategies, use cases and Flower releases that we accept
+``table``       one row per variable; the use cases and Flower releases that we accept
+``strategies``  what a value of ``FL_STRATEGY`` reads and needs
 ``variable``    what a row holds
 ``syntax``      rules and parsers for single values; ``pem`` those for certificates and keys
 ``names``       which variable a name means: prefix, aliases, the nearest one
@@ -35,11 +36,11 @@ from onefed.context.settings import (
     superlink_settings,
     supernode_settings,
 )
+from onefed.context.strategies import STRATEGIES, Strategy
 from onefed.context.syntax import Address, ConfigValue, render_pairs
 from onefed.context.table import (
     CHANGED_DEFAULTS,
     RUN_CONFIG_NAMES,
-    STRATEGIES,
     USE_CASES,
     VARIABLES,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "Role",
     "Severity",
     "Source",
+    "Strategy",
     "SuperLinkSettings",
     "SuperNodeSettings",
     "Value",

@@ -39,6 +39,7 @@ def resolve(
     explicit: Mapping[str, str] | None = None,
     context_file: ContextFile | None = None,
     environment: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> Resolution:
     """Find the value of each variable of one appliance. Never raises: see ``Resolution.errors``.
 
@@ -46,7 +47,9 @@ def resolve(
         explicit: what the user set for this start; here an unknown name is an ERROR.
         environment: of this process, whole. The names of the platform are not looked up in it,
             for on a laptop a ``TOKEN`` belongs to somebody else.
+        defaults: valid values, where the caller's differ from those of the table.
     """
+    defaults = {**{row.name: row.default for row in VARIABLES.values()}, **(defaults or {})}
     in_file = context_file.assignments if context_file else {}
     findings = list(context_file.findings) if context_file else []
     offers: dict[str, list[_Offer]] = {}
@@ -65,7 +68,7 @@ def resolve(
                 findings.append(_misplaced(row, role))
             continue
         if not offered:
-            values[row.name] = Value(row.default, Source.DEFAULT, is_set=False)
+            values[row.name] = Value(defaults[row.name], Source.DEFAULT, is_set=False)
             continue
         chosen = _choose(offered, findings)
         line = in_file[chosen.name].line if chosen.source is Source.FILE else None
@@ -77,7 +80,7 @@ def resolve(
         except ValueError as error:
             findings.append(_invalid(chosen, line, str(error)))
             invalid.add(row.name)
-            text = row.default
+            text = defaults[row.name]
         values[row.name] = Value(text, chosen.source, is_set=True)
     findings += rules.check(role, values, invalid)
     return Resolution(role, values, tuple(findings))

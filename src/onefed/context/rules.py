@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from onefed.context import syntax
 from onefed.context.outcome import Finding, Severity, Value
+from onefed.context.strategies import PARAMETERS, STRATEGIES
 from onefed.context.table import BOTH, RUN_CONFIG_NAMES, SUPERLINK, SUPERNODE, VARIABLES
 from onefed.context.variable import Role
 
@@ -66,9 +67,52 @@ def clients_available(values: Values) -> Iterator[Finding]:
             )
 
 
+def parameters_of_the_strategy(values: Values) -> Iterator[Finding]:
+    name = values["FL_STRATEGY"].text
+    strategy = STRATEGIES[name]
+    others = tuple(set(PARAMETERS) - {*strategy.reads, *strategy.reads_if_set})
+    yield from _ignored(values, tuple(sorted(others)), f"FL_STRATEGY is {name}")
+
+
+def proximal_term(values: Values) -> Iterator[Finding]:
+    if values["FL_STRATEGY"].text != "FedProx":
+        return
+    yield _finding(
+        Severity.INFO,
+        "FL_STRATEGY",
+        "FL_STRATEGY is FedProx: the app has to add the proximal term (run_config proximal-mu).",
+    )
+    if float(values["FL_PROXIMAL_MU"].text) == 0:
+        message = "FL_PROXIMAL_MU=0 leaves the proximal term out: FedProx is FedAvg then."
+        yield _finding(Severity.WARNING, "FL_PROXIMAL_MU", message)
+
+
+def nodes_for_hostile_ones(values: Values) -> Iterator[Finding]:
+    name = values["FL_STRATEGY"].text
+    hostile = int(values["FL_NUM_MALICIOUS"].text)
+    nodes = int(values["FL_MIN_AVAILABLE_CLIENTS"].text)
+    strategy = STRATEGIES[name]
+    if not strategy.nodes_per_hostile:
+        return
+    needed = strategy.nodes_needed(hostile)
+    if hostile and nodes < needed:
+        yield _finding(
+            Severity.ERROR,
+            "FL_MIN_AVAILABLE_CLIENTS",
+            f"{name} withstands FL_NUM_MALICIOUS={hostile} hostile nodes among {needed} or more "
+            f"({strategy.nodes_per_hostile}f + 3), and FL_MIN_AVAILABLE_CLIENTS is {nodes}: "
+            "use more nodes, or a smaller FL_NUM_MALICIOUS.",
+            example=str(needed),
+        )
+    elif not hostile:
+        message = f"FL_NUM_MALICIOUS is 0: {name} withstands no hostile node."
+        yield _finding(Severity.WARNING, "FL_NUM_MALICIOUS", message)
+
+
 def checkpoints_enabled(values: Values) -> Iterator[Finding]:
-    if values["FL_CHECKPOINT_ENABLED"].text == "NO":
-        names = ("FL_CHECKPOINT_INTERVAL", "FL_CHECKPOINT_PATH", "FL_CHECKPOINT_RESUME")
+    switch = "FL_CHECKPOINT_ENABLED"
+    if values[switch].text == "NO":
+        names = tuple(n for n in values if n.startswith("FL_CHECKPOINT_") and n != switch)
         yield from _ignored(values, names, "FL_CHECKPOINT_ENABLED is NO")
 
 
@@ -155,6 +199,28 @@ CROSS_RULES = (
         clients_available,
     ),
     CrossRule(
+        "X6",
+        SUPERLINK,
+        ("FL_STRATEGY",),
+        "A parameter of a strategy that is not selected is ignored.",
+        parameters_of_the_strategy,
+    ),
+    CrossRule(
+        "X7",
+        SUPERLINK,
+        ("FL_STRATEGY", "FL_PROXIMAL_MU"),
+        "FedProx needs an app that adds the proximal term; `FL_PROXIMAL_MU`=0 gives a WARNING.",
+        proximal_term,
+    ),
+    CrossRule(
+        "X8",
+        SUPERLINK,
+        ("FL_STRATEGY", "FL_NUM_MALICIOUS", "FL_MIN_AVAILABLE_CLIENTS"),
+        "With f = `FL_NUM_MALICIOUS` > 0 Krum and MultiKrum need `FL_MIN_AVAILABLE_CLIENTS` "
+        ">= 2f + 3, Bulyan >= 4f + 3; f = 0 gives a WARNING.",
+        nodes_for_hostile_ones,
+    ),
+    CrossRule(
         "X10",
         SUPERLINK,
         ("FL_CHECKPOINT_ENABLED",),
@@ -213,6 +279,7 @@ def _ignored(values: Values, names: tuple[str, ...], because: str) -> Iterator[F
             yield _finding(Severity.INFO, name, f"{name} is ignored: {because}.")
 
 
-def _finding(severity: Severity, name: str, message: str) -> Finding:
-    example = VARIABLES[name].example if severity is Severity.ERROR else ""
+def _finding(severity: Severity, name: str, message: str, *, example: str = "") -> Finding:
+    if severity is Severity.ERROR:
+        example = example or VARIABLES[name].example
     return Finding(severity=severity, name=name, message=message, example=example)

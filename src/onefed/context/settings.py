@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, TypeVar
 
 from onefed.context.outcome import ContextError
+from onefed.context.strategies import STRATEGIES
 from onefed.context.syntax import Address
 from onefed.context.table import VARIABLES
 from onefed.context.variable import Role
@@ -28,7 +29,9 @@ class SuperLinkSettings:
     num_rounds: int
     """Rounds of the whole run, at least 1, resumed ones included (FL_NUM_ROUNDS)."""
     strategy: str
-    """Aggregation rule, one of ``table.STRATEGIES`` (FL_STRATEGY)."""
+    """Aggregation rule, one of ``strategies.STRATEGIES`` (FL_STRATEGY)."""
+    strategy_parameters: Mapping[str, ConfigValue]
+    """Of that rule, by key of the run_config (FL_PROXIMAL_MU, FL_NUM_MALICIOUS, ...)."""
     min_fit_clients: int
     """Training results that a round needs, at least 1 (FL_MIN_FIT_CLIENTS)."""
     min_evaluate_clients: int
@@ -65,6 +68,10 @@ class SuperLinkSettings:
     """Export the model while it trains (FL_CHECKPOINT_ENABLED)."""
     checkpoint_interval_rounds: int
     """Rounds between two exports, at least 1 (FL_CHECKPOINT_INTERVAL)."""
+    checkpoint_keep_last: int
+    """Newest exports that are kept; 0: all (FL_CHECKPOINT_KEEP_LAST)."""
+    checkpoint_keep_every: int
+    """Besides them, those of rounds that it divides; 0: none (FL_CHECKPOINT_KEEP_EVERY)."""
     checkpoint_path: str
     """Absolute folder as a container sees it; on the host it is another (FL_CHECKPOINT_PATH)."""
     log_level: str
@@ -116,7 +123,8 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
     return SuperLinkSettings(
         flower_version=read.required("FLOWER_VERSION", str),
         num_rounds=read.required("FL_NUM_ROUNDS", int),
-        strategy=read.required("FL_STRATEGY", str),
+        strategy=(strategy := read.required("FL_STRATEGY", str)),
+        strategy_parameters=read.parameters_of(strategy),
         min_fit_clients=read.required("FL_MIN_FIT_CLIENTS", int),
         min_evaluate_clients=read.required("FL_MIN_EVALUATE_CLIENTS", int),
         min_available_clients=read.required("FL_MIN_AVAILABLE_CLIENTS", int),
@@ -135,6 +143,8 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         cert_extra_san=read.optional("FL_CERT_EXTRA_SAN", tuple) or (),
         checkpoint_enabled=read.required("FL_CHECKPOINT_ENABLED", bool),
         checkpoint_interval_rounds=read.required("FL_CHECKPOINT_INTERVAL", int),
+        checkpoint_keep_last=read.required("FL_CHECKPOINT_KEEP_LAST", int),
+        checkpoint_keep_every=read.required("FL_CHECKPOINT_KEEP_EVERY", int),
         checkpoint_path=read.required("FL_CHECKPOINT_PATH", str),
         log_level=read.required("FL_LOG_LEVEL", str),
         log_format=read.required("FL_LOG_FORMAT", str),
@@ -170,6 +180,7 @@ def run_config(settings: SuperLinkSettings) -> dict[str, ConfigValue]:
     config: dict[str, ConfigValue] = {
         **settings.extra_run_config,
         "strategy": settings.strategy,
+        **settings.strategy_parameters,
         "num-server-rounds": settings.num_rounds,
         "min-fit-clients": settings.min_fit_clients,
         "min-evaluate-clients": settings.min_evaluate_clients,
@@ -180,6 +191,8 @@ def run_config(settings: SuperLinkSettings) -> dict[str, ConfigValue]:
     if settings.checkpoint_enabled:
         config["checkpoint-enabled"] = True
         config["checkpoint-interval"] = settings.checkpoint_interval_rounds
+        config["checkpoint-keep-last"] = settings.checkpoint_keep_last
+        config["checkpoint-keep-every"] = settings.checkpoint_keep_every
     return config
 
 
@@ -195,6 +208,17 @@ class _Reader:
     def optional(self, name: str, kind: type[_T]) -> _T | None:
         parsed = VARIABLES[name].parse(self._values[name].text)
         assert parsed is None or isinstance(parsed, kind)
+        return parsed
+
+    def parameters_of(self, strategy: str) -> dict[str, ConfigValue]:
+        """What the strategy is given, by key of the run_config."""
+        chosen = STRATEGIES[strategy]
+        names = [*chosen.reads, *(n for n in chosen.reads_if_set if self._values[n].is_set)]
+        return {VARIABLES[name].run_config_key: self._number(name) for name in names}
+
+    def _number(self, name: str) -> int | float:
+        parsed = VARIABLES[name].parse(self._values[name].text)
+        assert isinstance(parsed, int | float)
         return parsed
 
     def required(self, name: str, kind: type[_T]) -> _T:

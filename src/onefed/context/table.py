@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onefed.context import pem, syntax
+from onefed.context.strategies import STRATEGIES
 from onefed.context.syntax import Kind, Rule
 from onefed.context.variable import Level, Role, Variable
 
 TESTED_FLOWER_VERSIONS = ("1.41.0",)
 """Releases of Flower that the whole test set passes with."""
-
-STRATEGIES = ("FedAvg",)
-"""Values of ``FL_STRATEGY``: the aggregation rules that the engine has."""
 
 USE_CASES = ("none", "image-classification")
 """Values of ``FL_USE_CASE`` that work; ``none`` waits for an app."""
@@ -86,9 +84,9 @@ _CORE = (
         appliances=SUPERLINK,
         level=Level.ROLE,
         default="FedAvg",
-        rule=syntax.one_of(STRATEGIES),
+        rule=syntax.one_of(tuple(STRATEGIES)),
         example="FedAvg",
-        help="Aggregation rule.",
+        help="Aggregation rule; docs/strategies.md says when to use which.",
         run_config_key="strategy",
         aliases=("FL_AGG_STRATEGY",),
     ),
@@ -354,7 +352,6 @@ _TRAINING = (
         help="FedProx: weight of the distance between local and global model.",
         run_config_key="proximal-mu",
         aliases=("FL_FEDPROX_MU",),
-        in_effect=False,
     ),
     Variable(
         name="FL_SERVER_LR",
@@ -363,9 +360,9 @@ _TRAINING = (
         default="0.1",
         rule=ABOVE_ZERO,
         example="0.01",
-        help="FedAdam: learning rate of the coordinator.",
+        help="FedAdam: learning rate of the coordinator. "
+        "FedAvgM, FedAdagrad and FedYogi take it when it is set.",
         run_config_key="server-lr",
-        in_effect=False,
     ),
     Variable(
         name="FL_CLIENT_LR",
@@ -374,9 +371,10 @@ _TRAINING = (
         default="0.1",
         rule=ABOVE_ZERO,
         example="0.01",
-        help="FedAdam: learning rate of the nodes.",
+        help="FedAdam, FedAvgM, FedAdagrad, FedYogi: learning rate of the nodes, when it is set; "
+        "else the app's own.",
         run_config_key="client-lr",
-        in_effect=False,
+        changed="Not set, the app's own learning rate stands: it knows its model.",
     ),
     Variable(
         name="FL_FEDADAM_TAU",
@@ -385,9 +383,8 @@ _TRAINING = (
         default="1e-9",
         rule=ABOVE_ZERO,
         example="1e-3",
-        help="FedAdam: how little it adapts.",
+        help="FedAdam: how little it adapts. FedAdagrad and FedYogi take it when it is set.",
         run_config_key="tau",
-        in_effect=False,
     ),
     Variable(
         name="FL_NUM_MALICIOUS",
@@ -396,10 +393,9 @@ _TRAINING = (
         default="0",
         rule=NON_NEGATIVE,
         example="1",
-        help="Krum and Bulyan: hostile nodes that they withstand.",
+        help="Krum, MultiKrum and Bulyan: hostile nodes that they withstand.",
         run_config_key="num-malicious",
         aliases=("FL_BYZANTINE_CLIENTS",),
-        in_effect=False,
     ),
     Variable(
         name="FL_TRIM_BETA",
@@ -411,7 +407,6 @@ _TRAINING = (
         help="FedTrimmedAvg: share that is cut off at each end.",
         run_config_key="trim-beta",
         aliases=("FL_TRIM_RATIO",),
-        in_effect=False,
     ),
 )
 
@@ -449,6 +444,28 @@ _CHECKPOINTS = (
         help="Where the exports lie, as a container sees it.",
         maps_to="container side of the mount",
         run_config_key="checkpoint-path",
+    ),
+    Variable(
+        name="FL_CHECKPOINT_KEEP_LAST",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="0",
+        rule=NON_NEGATIVE,
+        example="3",
+        help="Newest exports that are kept; 0 keeps all.",
+        run_config_key="checkpoint-keep-last",
+        ours=True,
+    ),
+    Variable(
+        name="FL_CHECKPOINT_KEEP_EVERY",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="0",
+        rule=NON_NEGATIVE,
+        example="50",
+        help="Besides the newest, exports of rounds that it divides are kept; 0: no other.",
+        run_config_key="checkpoint-keep-every",
+        ours=True,
     ),
     Variable(
         name="FL_CHECKPOINT_RESUME",

@@ -59,9 +59,25 @@ def resolve(
     given, malformed = _assignments(assignments)
     explicit = _with_options(given.context, options)
 
+    everyone = str(nodes)
+    laptop = {
+        "FL_NUM_ROUNDS": LAPTOP_ROUNDS,
+        # All of them: then the same seed gives the same model.
+        "FL_MIN_FIT_CLIENTS": everyone,
+        "FL_MIN_EVALUATE_CLIENTS": everyone,
+        "FL_MIN_AVAILABLE_CLIENTS": everyone,
+        "FL_CHECKPOINT_ENABLED": "YES",
+    }
+
     def resolve_all(explicit: Mapping[str, str]) -> list[context.Resolution]:
         found = [
-            context.resolve(role, explicit=explicit, context_file=context_file, environment=environ)
+            context.resolve(
+                role,
+                explicit=explicit,
+                context_file=context_file,
+                environment=environ,
+                defaults=laptop,
+            )
             for role in context.Role
         ]
         _require_valid(found, malformed)
@@ -77,23 +93,14 @@ def resolve(
             if names.canonical_name(name) != "FL_RUN_CONFIG"
         }
         resolutions = resolve_all({**others, "FL_RUN_CONFIG": context.render_pairs(app_config)})
-    everyone = str(nodes)
     asked = {
         name: found.text
         for each in resolutions
         for name, found in each.values.items()
         if found.is_set
     }
-    variables = {
-        "FL_NUM_ROUNDS": LAPTOP_ROUNDS,
-        # All of them: then the same seed gives the same model.
-        "FL_MIN_FIT_CLIENTS": everyone,
-        "FL_MIN_EVALUATE_CLIENTS": everyone,
-        "FL_MIN_AVAILABLE_CLIENTS": everyone,
-        "FL_CHECKPOINT_ENABLED": "YES",
-    }
-    for name in ("FL_STRATEGY", "FL_SEED", "FL_USE_CASE"):
-        variables[name] = context.VARIABLES[name].default
+    told = ("FL_STRATEGY", "FL_SEED", "FL_USE_CASE")
+    variables = {**laptop, **{name: context.VARIABLES[name].default for name in told}}
     findings = dict.fromkeys(finding for each in resolutions for finding in each.findings)
     return Resolved({**variables, **asked}, frozenset(asked), app_config, tuple(findings))
 

@@ -44,6 +44,41 @@ def test_x4_is_silent_about_numbers_that_are_none() -> None:
     assert findings(SUPERLINK, **given) == [(ERROR, "FL_MIN_AVAILABLE_CLIENTS")]
 
 
+def test_x6_parameters_of_another_strategy() -> None:
+    assert findings(SUPERLINK, FL_TRIM_BETA="0.1") == [(INFO, "FL_TRIM_BETA")]
+    assert findings(SUPERLINK, FL_TRIM_BETA="0.1", FL_STRATEGY="FedTrimmedAvg") == []
+    assert findings(SUPERLINK, FL_SERVER_LR="0.1", FL_STRATEGY="FedYogi") == []
+    assert findings(SUPERLINK, FL_SERVER_LR="0.1", FL_STRATEGY="Nothing") == [
+        (ERROR, "FL_STRATEGY")
+    ]
+
+
+def test_x7_fedprox_needs_the_app() -> None:
+    assert findings(SUPERLINK, FL_STRATEGY="FedProx") == [(INFO, "FL_STRATEGY")]
+    assert findings(SUPERLINK, FL_STRATEGY="FedProx", FL_PROXIMAL_MU="0") == [
+        (INFO, "FL_STRATEGY"),
+        (WARNING, "FL_PROXIMAL_MU"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "hostile", "needed"),
+    [("Krum", 1, 5), ("Krum", 2, 7), ("MultiKrum", 1, 5), ("Bulyan", 1, 7), ("Bulyan", 2, 11)],
+)
+def test_x8_too_few_nodes_for_the_hostile_ones(strategy: str, hostile: int, needed: int) -> None:
+    given = {"FL_STRATEGY": strategy, "FL_NUM_MALICIOUS": str(hostile)}
+    too_few = resolve(SUPERLINK, explicit={**given, "FL_MIN_AVAILABLE_CLIENTS": str(needed - 1)})
+    [error] = too_few.errors
+    for fact in (strategy, f"FL_NUM_MALICIOUS={hostile}", str(needed), f"is {needed - 1}"):
+        assert fact in error.message
+    assert error.example == str(needed)
+    assert findings(SUPERLINK, **given, FL_MIN_AVAILABLE_CLIENTS=str(needed)) == []
+
+
+def test_x8_a_robust_rule_that_expects_nobody_hostile() -> None:
+    assert findings(SUPERLINK, FL_STRATEGY="Krum") == [(WARNING, "FL_NUM_MALICIOUS")]
+
+
 def test_x10_checkpoint_settings_without_checkpoints() -> None:
     given = {"FL_CHECKPOINT_INTERVAL": "1", "FL_CHECKPOINT_PATH": "/app/x"}
     assert findings(SUPERLINK, **given) == [(INFO, name) for name in given]
@@ -122,4 +157,4 @@ def test_o1_run_config_that_belongs_to_a_variable() -> None:
     resolution = resolve(SUPERLINK, explicit={"FL_RUN_CONFIG": "seed=1 local-epochs=2"})
     [error] = resolution.errors
     assert "set FL_SEED instead" in error.message
-    assert findings(SUPERLINK, FL_RUN_CONFIG="local-epochs=2 proximal-mu=0.1") == []
+    assert findings(SUPERLINK, FL_RUN_CONFIG="local-epochs=2 beta-1=0.5") == []

@@ -25,6 +25,7 @@ from onefed.context import (
     supernode_settings,
     syntax,
 )
+from onefed.context.strategies import STRATEGIES
 from onefed.context.table import RUN_CONFIG_NAMES
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def test_superlink_defaults() -> None:
         flower_version="1.41.0",
         num_rounds=3,
         strategy="FedAvg",
+        strategy_parameters={},
         min_fit_clients=2,
         min_evaluate_clients=2,
         min_available_clients=2,
@@ -62,6 +64,8 @@ def test_superlink_defaults() -> None:
         cert_extra_san=(),
         checkpoint_enabled=False,
         checkpoint_interval_rounds=5,
+        checkpoint_keep_last=0,
+        checkpoint_keep_every=0,
         checkpoint_path="/app/checkpoints",
         log_level="INFO",
         log_format="text",
@@ -161,8 +165,37 @@ def test_run_config_with_checkpoints_and_settings_of_the_app() -> None:
 
 
 def test_run_config_makes_every_key_that_the_table_reserves() -> None:
-    config = run_config(superlink(FL_CHECKPOINT_ENABLED="YES"))
-    assert config.keys() == RUN_CONFIG_NAMES.keys() - {"checkpoint-path"}
+    made: set[str] = set()
+    for strategy in STRATEGIES:
+        given = {"FL_STRATEGY": strategy, "FL_CLIENT_LR": "0.5", "FL_CHECKPOINT_ENABLED": "YES"}
+        made |= run_config(superlink(**given)).keys()
+    assert made == RUN_CONFIG_NAMES.keys() - {"checkpoint-path"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parameters"),
+    [
+        ("FedAvg", {}),
+        ("FedProx", {"proximal-mu": 1.0}),
+        ("FedAdam", {"server-lr": 0.1, "tau": 1e-9}),
+        ("FedYogi", {}),
+        ("Krum", {"num-malicious": 0}),
+        ("Bulyan", {"num-malicious": 0}),
+        ("FedTrimmedAvg", {"trim-beta": 0.2}),
+    ],
+)
+def test_run_config_has_the_parameters_of_the_strategy(
+    strategy: str, parameters: dict[str, float]
+) -> None:
+    config = run_config(superlink(FL_STRATEGY=strategy))
+    assert config.items() >= parameters.items()
+    assert len(config) == len(run_config(superlink())) + len(parameters)
+
+
+def test_a_rule_with_defaults_of_its_own_is_told_what_was_set() -> None:
+    config = run_config(superlink(FL_STRATEGY="FedYogi", FL_SERVER_LR="0.5", FL_CLIENT_LR="1e-2"))
+    assert (config["server-lr"], config["client-lr"]) == (0.5, 0.01)
+    assert "tau" not in config
 
 
 values = st.one_of(

@@ -85,6 +85,8 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "FL_NUM_MALICIOUS": INTEGERS,
     "FL_TRIM_BETA": ("0", "0.5", *FLOATS),
     "FL_CHECKPOINT_ENABLED": BOOLEANS,
+    "FL_CHECKPOINT_KEEP_LAST": INTEGERS,
+    "FL_CHECKPOINT_KEEP_EVERY": INTEGERS,
     "FL_CHECKPOINT_INTERVAL": POSITIVE,
     "FL_CHECKPOINT_PATH": (
         "c",
@@ -124,7 +126,13 @@ def role_of(row: Variable) -> Role:
 
 def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
     ours = {row.name for row in ROWS if row.ours}
-    assert ours == {"FL_SEED", "FL_RUN_CONFIG", "FL_ROUND_TIMEOUT"}
+    assert ours == {
+        "FL_SEED",
+        "FL_RUN_CONFIG",
+        "FL_ROUND_TIMEOUT",
+        "FL_CHECKPOINT_KEEP_LAST",
+        "FL_CHECKPOINT_KEEP_EVERY",
+    }
     assert len(VARIABLES) - len(ours) == 48
 
 
@@ -195,6 +203,7 @@ def test_changed_defaults_are_those_of_the_design_document() -> None:
         "FL_USE_CASE",
         "FL_MAX_RETRIES",
         "FL_MAX_WAIT_TIME",
+        "FL_CLIENT_LR",
     }
 
 
@@ -202,7 +211,8 @@ def test_a_run_config_key_has_one_owner() -> None:
     keys = [row.run_config_key for row in ROWS if row.run_config_key]
     assert len(keys) == len(set(keys))
     assert RUN_CONFIG_NAMES["num-server-rounds"] == "FL_NUM_ROUNDS"
-    assert "proximal-mu" not in RUN_CONFIG_NAMES
+    assert RUN_CONFIG_NAMES["proximal-mu"] == "FL_PROXIMAL_MU"
+    assert "checkpoint-resume" not in RUN_CONFIG_NAMES
 
 
 def test_planned_use_case_is_refused_as_not_built_yet() -> None:
@@ -211,7 +221,7 @@ def test_planned_use_case_is_refused_as_not_built_yet() -> None:
 
 
 def test_unknown_strategy_lists_the_known_ones() -> None:
-    [error] = resolve(Role.SUPERLINK, explicit={"FL_STRATEGY": "Krum"}).errors
+    [error] = resolve(Role.SUPERLINK, explicit={"FL_STRATEGY": "FedSGD"}).errors
     assert "must be one of: FedAvg" in error.message
 
 

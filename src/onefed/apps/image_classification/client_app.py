@@ -38,7 +38,7 @@ def train(message: Message, context: Context) -> Message:
         examples.y,
         epochs=settings.local_epochs,
         batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.client_lr or settings.learning_rate,
         proximal_mu=settings.proximal_mu,
         generator=randomness.generator(
             Stream.EXAMPLE_ORDER, settings.seed, settings.server_round, node.partition_id

@@ -22,6 +22,8 @@ class Settings:
     """Examples in one step of gradient descent."""
     learning_rate: float = 0.3
     """Step length of gradient descent."""
+    client_lr: float = 0.0
+    """Step length that the strategy wants (FL_CLIENT_LR); 0 leaves it to ``learning_rate``."""
     proximal_mu: float = 0.0
     """Weight of FedProx's proximal term; 0 leaves it out."""
     partition: str = "iid"
@@ -91,6 +93,7 @@ _ALLOWED: dict[str, _Range | _Choice] = {
     "local_epochs": _Range(int, 1, 1_000),
     "batch_size": _Range(int, 1, 1_000_000),
     "learning_rate": _Range(float, 1e-9, 1e3),
+    "client_lr": _Range(float, 0, 1e3),
     "proximal_mu": _Range(float, 0, 1e9),
     "partition": _Choice(("iid", "dirichlet")),
     "dirichlet_alpha": _Range(float, 1e-3, 1e6),
