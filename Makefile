@@ -13,7 +13,7 @@ help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
 # The stamp is newer than what it was made from, so a second run does nothing.
-$(VENV)/.ready: pyproject.toml constraints.txt scripts/setup
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt scripts/setup $(wildcard src/onefed/aggregate/kernels/c/*)
 	@scripts/setup '$(PYTHON)' '$(VENV)'
 
 setup: $(VENV)/.ready ## make the virtual environment in .venv, with pinned dependencies

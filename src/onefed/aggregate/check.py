@@ -6,8 +6,11 @@ What does not fit is dropped and named; a rule sees the rest only.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from onefed import arrays
 from onefed.aggregate import base
@@ -54,6 +57,7 @@ def check(
     Their elements must be finite and at most ``MAGNITUDE_MAX``, their weight an integer from 1 to
     ``weight_max``. A client that sent more than one update loses them all: which one came first
     must not decide. Arrays in another order or memory layout are fine, since names are what counts.
+    Nothing that an update holds makes this raise.
     """
     by_client: dict[str, list[base.Update]] = {}
     for update in updates:
@@ -63,27 +67,50 @@ def check(
     for client in sorted(by_client, key=base.client_order):
         first, *others = by_client[client]
         if others:
-            reason: str | None = f"sent {len(others) + 1} updates in one round"
+            judged: base.Update | str = f"sent {len(others) + 1} updates in one round"
         else:
-            reason = _fault(first, template, weight_max)
-        if reason is None:
-            accepted.append(first)
+            judged = _judge(first, template, weight_max)
+        if isinstance(judged, str):
+            rejected.append(Rejected(client, judged))
         else:
-            rejected.append(Rejected(client, reason))
+            accepted.append(judged)
     return Checked(tuple(accepted), tuple(rejected))
 
 
-def _fault(
+def _judge(
     update: base.Update, template: Mapping[str, NDArray[Any]], weight_max: int
-) -> str | None:
-    if type(update.weight) is not int:
-        return f"its weight is a {type(update.weight).__name__}, not an integer"
-    if not 1 <= update.weight <= weight_max:
-        return f"its weight is not between 1 and {weight_max}"
-    difference = arrays.mismatch(update.arrays, template)
+) -> base.Update | str:
+    """The update as a rule may see it, or what is wrong with it."""
+    try:
+        if type(update.weight) is not int:
+            return f"its weight is a {type(update.weight).__name__}, not an integer"
+        if not 1 <= update.weight <= weight_max:
+            return f"its weight is not between 1 and {weight_max}"
+        plain = _plain(update)
+        return _fault(plain.arrays, template) or plain
+    except Exception as error:  # noqa: BLE001 - whatever a hostile object makes Python raise
+        return f"its model cannot be read: {type(error).__name__}"
+
+
+def _plain(update: base.Update) -> base.Update:
+    """The same update in plain arrays: a subclass (a masked array, say) is seen as its memory."""
+    if all(type(array) is np.ndarray for array in update.arrays.values()):
+        return update
+    views = {
+        key: np.ndarray.view(array, np.ndarray) if isinstance(array, np.ndarray) else array
+        for key, array in update.arrays.items()
+    }
+    return dataclasses.replace(update, arrays=views)
+
+
+def _fault(model: Mapping[str, NDArray[Any]], template: Mapping[str, NDArray[Any]]) -> str | None:
+    for key in model:
+        if type(key) is not str:
+            return f"an array is named by a {type(key).__name__}, not by text"
+    difference = arrays.mismatch(model, template)
     if difference is not None:
         return f"its model differs: {difference}"
-    for key, array in update.arrays.items():
+    for key, array in model.items():
         if not arrays.magnitude(array) <= MAGNITUDE_MAX:  # also true for NaN
             return f"its array {arrays.shown(key)} holds NaN, infinity or an absurd value"
     return None

@@ -22,6 +22,9 @@ WEIGHTS = st.integers(1, WEIGHT_MAX)
 INTEGERS = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 FLOATS = ["float16", "float32", "float64"]
 
+TILE = 2**16
+"""More elements than any stage works on at a time."""
+
 
 def of(weight: int, values: Any, dtype: str, client: str = "0") -> Update:
     return Update(client, weight, {"w": np.array(values, dtype)})
@@ -103,7 +106,7 @@ def test_floats_are_the_exact_mean_up_to_float64_sums_and_one_rounding(
     for index in range(result.size):
         magnitudes = [abs(Fraction(u.arrays["w"][index].item())) * u.weight for u in updates]
         of_the_sum = (len(updates) + 2) * Fraction(1, 2**53) * sum(magnitudes) / weight_sum
-        one_rounding = Fraction(float(np.spacing(np.abs(result[index])))) / 2
+        one_rounding = Fraction(float(np.spacing(np.abs(result[index]) / 2)))
         underflow = Fraction(1, 2**1073)
         error = abs(Fraction(result[index].item()) - exact_mean(updates, index))
         assert error <= of_the_sum + one_rounding + underflow
@@ -154,16 +157,21 @@ def test_bool_is_the_majority_by_weight_and_a_tie_is_false() -> None:
 )
 def test_mean_of_equals_is_equal(array: np.ndarray[Any, Any], weights: list[int]) -> None:
     equals = [Update(str(n), weight, {"w": array}) for n, weight in enumerate(weights)]
-    assert mean(*equals).tobytes() == array.tobytes()
+    assert mean(*equals).tobytes() == (array + 0).tobytes()
+
+
+def test_a_mean_of_negative_zeros_is_zero() -> None:
+    """So that a client more, or the streaming form, cannot show in a sign."""
+    assert not np.signbit(mean(of(1, [-0.0], "float32"), of(2, [-0.0], "float32", "1")))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int64"])
 def test_tiles_do_not_show(dtype: str) -> None:
-    size = 2 * fedavg.TILE_ELEMENTS + 3
+    size = 2 * TILE + 3
     rng = np.random.default_rng(7)
     values = [(rng.standard_normal(size) * 2**20).astype(dtype) for _ in range(3)]
     whole = mean(*(of(n + 1, value, dtype, str(n)) for n, value in enumerate(values)))
-    edges = [0, fedavg.TILE_ELEMENTS - 1, fedavg.TILE_ELEMENTS, size - 1]
+    edges = [0, TILE - 1, TILE, size - 1]
     alone = mean(*(of(n + 1, value[edges], dtype, str(n)) for n, value in enumerate(values)))
     assert whole[edges].tobytes() == alone.tobytes()
 
@@ -178,8 +186,8 @@ def test_layout_does_not_show_and_arguments_are_unchanged() -> None:
     assert mean(*plain).tobytes() == mean(*fortran).tobytes()
 
 
-def test_memory_is_the_result_and_two_tiles() -> None:
-    size = 2**19
+def test_memory_is_the_result_and_little_more() -> None:
+    size = 2**20
     updates = [of(1, np.ones(size, np.float32), "float32", str(n)) for n in range(4)]
     model = {"w": np.zeros(size, np.float32)}
     fedavg.weighted_mean(updates, model)
@@ -189,15 +197,4 @@ def test_memory_is_the_result_and_two_tiles() -> None:
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak_bytes < 4 * size + 2 * 8 * fedavg.TILE_ELEMENTS + 2**17
-
-
-def test_unknown_rule_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(aggregate.RuleError, match="no aggregation rule 'FedAvgg'") as caught:
-        aggregate.rule("FedAvgg")
-    assert all(name in str(caught.value.hint) for name in aggregate.RULES)
-
-
-def test_unknown_parameter_is_named() -> None:
-    with pytest.raises(aggregate.RuleError, match="FedAvg has no parameter 'beta'"):
-        aggregate.rule("FedAvg", beta=0.2)
+    assert peak_bytes < 1.5 * 4 * size

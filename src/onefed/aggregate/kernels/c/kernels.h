@@ -1,0 +1,84 @@
+/* The compiled kernels: what each takes, and how much scratch memory it wants.
+ *
+ * The order of operations of every kernel is in docs/numerics.md; ../reference.py is its oracle.
+ * One source makes all of them: means.h, ranks.h and gram.h are written for an element type REAL
+ * and an instruction set TARGET, and instance.h includes them for each pair. No variant may differ
+ * from another in a single bit, so the build neither fuses nor reorders floating-point operations
+ * (-ffp-contract=off, no -ffast-math).
+ *
+ * Callers guarantee what module.c checks: sizes, alignment, no overlap of inputs and outputs.
+ */
+#ifndef ONEFED_KERNELS_H
+#define ONEFED_KERNELS_H
+
+#include <float.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "float and double must be computed in their own precision; use the numpy reference instead"
+#endif
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define CACHE_LINE 64u /* bytes; also the alignment of scratch memory */
+
+typedef struct {
+    /* out = sum of weights[k] * columns[k] over the clients, / divisor */
+    void (*weighted_mean)(const void *const *columns, const double *weights, size_t clients,
+                          size_t size, double divisor, void *out);
+    /* total += weight * column */
+    void (*fold)(double *total, const void *column, size_t size, double weight);
+    /* out = total / divisor */
+    void (*divide)(const double *total, size_t size, double divisor, void *out);
+    /* out = mean of the ranks low..high-1 */
+    void (*sorted_mean)(const void *const *columns, size_t clients, size_t size,
+                        const int32_t *pairs, size_t pair_count, size_t low, size_t high,
+                        void *out, void *scratch);
+    /* out = mean of the keep values nearest to the median; the network sorts all ranks */
+    void (*middle_mean)(const void *const *columns, size_t clients, size_t size,
+                        const int32_t *pairs, size_t pair_count, size_t keep, void *out,
+                        void *scratch);
+    /* out[i * clients + j] = inner product of columns i and j less centre, for i <= j; the others
+     * stay as they are. At most one superblock. */
+    void (*gram)(const void *const *columns, const void *centre, size_t clients, size_t size,
+                 double *out, void *scratch);
+} kernels;
+
+extern const kernels baseline_float_kernels, baseline_double_kernels;
+#if defined(__x86_64__)
+extern const kernels avx2_float_kernels, avx2_double_kernels;
+#endif
+
+/* Tiles of the order statistics: a row of WIDTH elements for each client, in the first-level cache
+ * while there are few clients. A multiple of 32, so that rows stay aligned. */
+static inline size_t ranks_width(size_t clients, size_t item_bytes) {
+    size_t width = 16384 / (clients * item_bytes) / 32 * 32;
+    return width < 32 ? 32 : width > 512 ? 512 : width;
+}
+
+/* The rows, and for each coordinate a sum in float64 and the start of a window. */
+static inline size_t ranks_scratch(size_t clients, size_t item_bytes) {
+    return ranks_width(clients, item_bytes) * (clients * item_bytes + 2 * sizeof(double));
+}
+
+/* Rows of a tile are a cache line apart from a power of two, so that they do not share cache sets. */
+enum {
+    GRAM_LANES = 4,
+    GRAM_BLOCK = 128,
+    GRAM_SUPERBLOCK = 65536,
+    GRAM_STRIDE = GRAM_BLOCK + 8,
+    GRAM_ROWS = 4
+};
+
+/* Rows of the tile: clients, and rows of zeros up to a whole number of row groups. */
+static inline size_t gram_rows(size_t clients) {
+    return (clients + GRAM_ROWS - 1) / GRAM_ROWS * GRAM_ROWS;
+}
+
+/* The tile of one block in float64, and the sums of all pairs. */
+static inline size_t gram_scratch(size_t clients) {
+    size_t rows = gram_rows(clients);
+    return rows * (GRAM_STRIDE + rows) * sizeof(double);
+}
+
+#endif

@@ -1,0 +1,167 @@
+"""The compiled kernels for float32 and float64, in threads; other dtypes go to the reference.
+
+``Native`` is bound to one instruction set, so that tests can compare them. Importing this module
+fails where the extension was not compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onefed.aggregate.kernels import _native, checks, network, pool, reference
+from onefed.aggregate.kernels.reference import SUPERBLOCK, Column
+
+COMPILED = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Names of those that this processor has, the widest last."""
+    return _native.instruction_sets()
+
+
+class Native:
+    """All kernels, with one instruction set and a number of threads unless told otherwise."""
+
+    def __init__(self, instruction_set: str, threads_default: int) -> None:
+        self.instruction_set = instruction_set
+        self.threads_default = threads_default
+        self._kind = instruction_sets().index(instruction_set)
+
+    def weighted_mean(
+        self,
+        columns: Sequence[Column],
+        weights: Sequence[int],
+        out: Column,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """As ``reference.weighted_mean``."""
+        if out.dtype not in COMPILED:
+            reference.weighted_mean(columns, weights, out)
+            return
+        checks.result(columns, out)
+        checks.weights(columns, weights)
+        factors, divisor = np.array(weights, np.float64), float(sum(weights))
+
+        def work(piece: slice) -> None:
+            _native.weighted_mean(self._kind, _cut(columns, piece), factors, divisor, out[piece])
+
+        self._run(work, out.size, len(columns), threads)
+
+    def fold(
+        self,
+        total: NDArray[np.float64],
+        column: Column,
+        weight: int,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """As ``reference.fold``."""
+        if column.dtype not in COMPILED:
+            reference.fold(total, column, weight)
+            return
+        checks.fold(total, column)
+        checks.weights([column], [weight])
+
+        def work(piece: slice) -> None:
+            _native.fold(self._kind, total[piece], column[piece], float(weight))
+
+        self._run(work, total.size, 1, threads)
+
+    def divide(
+        self,
+        total: NDArray[np.float64],
+        weight_sum: int,
+        out: Column,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """As ``reference.divide``."""
+        if out.dtype not in COMPILED:
+            reference.divide(total, weight_sum, out)
+            return
+        checks.divide(total, weight_sum, out)
+
+        def work(piece: slice) -> None:
+            _native.divide(self._kind, total[piece], float(weight_sum), out[piece])
+
+        self._run(work, total.size, 1, threads)
+
+    def sorted_mean(
+        self,
+        columns: Sequence[Column],
+        low: int,
+        high: int,
+        out: Column,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """As ``reference.sorted_mean``."""
+        if out.dtype not in COMPILED:
+            reference.sorted_mean(columns, low, high, out)
+            return
+        checks.result(columns, out)
+        checks.ranks(columns, low, high)
+        pairs = network.comparators(len(columns), low, high).reshape(-1)
+
+        def work(piece: slice) -> None:
+            _native.sorted_mean(self._kind, _cut(columns, piece), pairs, low, high, out[piece])
+
+        self._run(work, out.size, len(columns), threads)
+
+    def middle_mean(
+        self,
+        columns: Sequence[Column],
+        keep: int,
+        out: Column,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """As ``reference.middle_mean``."""
+        if out.dtype not in COMPILED:
+            reference.middle_mean(columns, keep, out)
+            return
+        checks.result(columns, out)
+        checks.kept(columns, keep)
+        pairs = network.comparators(len(columns), 0, len(columns)).reshape(-1)
+
+        def work(piece: slice) -> None:
+            _native.middle_mean(self._kind, _cut(columns, piece), pairs, keep, out[piece])
+
+        self._run(work, out.size, len(columns), threads)
+
+    def gram(
+        self, columns: Sequence[Column], centre: Column, *, threads: int | None = None
+    ) -> NDArray[np.float64]:
+        """As ``reference.gram``."""
+        if centre.dtype not in COMPILED:
+            return reference.gram(columns, centre)
+        checks.columns(columns, centre)
+        count = len(columns)
+
+        def superblock(start: int) -> NDArray[np.float64]:
+            piece = slice(start, start + SUPERBLOCK)
+            sums = np.zeros(count * count)
+            _native.gram(self._kind, _cut(columns, piece), centre[piece], sums)
+            return sums
+
+        upper = np.zeros(count * count)
+        starts = range(0, centre.size, SUPERBLOCK)
+        for sums in pool.each(superblock, starts, checks.threads(threads, self.threads_default)):
+            upper += sums
+        return reference.mirrored(upper.reshape(count, count))
+
+    def _run(
+        self, work: Callable[[slice], None], size: int, columns: int, threads: int | None
+    ) -> None:
+        """Do ``work`` on all coordinates; an error of any piece is raised here."""
+        count = checks.threads(threads, self.threads_default)
+        for _ in pool.each(work, pool.pieces(size, columns, count), count):
+            pass
+
+
+def _cut(columns: Sequence[Column], piece: slice) -> tuple[Column, ...]:
+    return tuple(column[piece] for column in columns)
