@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onefed import __version__
+from onefed.aggregate import kernels
 from onefed.cli.screen import say, table_console
 from onefed.errors import ExitCode, OnefedError
 from onefed.local import request, state
@@ -108,6 +109,13 @@ def _checks() -> Iterator[Check]:
             finding=str(path),
             remedy=f"pip install --force-reinstall flwr=={FLOWER_VERSION}",
         )
+    yield Check(
+        name="compiled kernels",
+        ok=kernels.NATIVE,
+        needed=False,
+        finding=kernels.describe(),
+        remedy="install a C compiler and onefed again; results are the same, later",
+    )
     yield from _state_folder()
     yield Check(
         name="Linux",

@@ -34,12 +34,12 @@ STRATEGIES: Mapping[str, Strategy] = {
     "FedAdam": Strategy(reads=_ADAPTIVE, reads_if_set=("FL_CLIENT_LR",)),
     "FedAdagrad": Strategy(reads_if_set=(*_ADAPTIVE, "FL_CLIENT_LR")),
     "FedYogi": Strategy(reads_if_set=(*_ADAPTIVE, "FL_CLIENT_LR")),
+    "FaultTolerantFedAvg": Strategy(),
     "FedMedian": Strategy(),
     "FedTrimmedAvg": Strategy(reads=("FL_TRIM_BETA",)),
     "Krum": Strategy(reads=("FL_NUM_MALICIOUS",), nodes_per_hostile=2),
     "MultiKrum": Strategy(reads=("FL_NUM_MALICIOUS",), nodes_per_hostile=2),
     "Bulyan": Strategy(reads=("FL_NUM_MALICIOUS",), nodes_per_hostile=4),
-    "FaultTolerantFedAvg": Strategy(),
 }
 """By name, as the registry of rules has them."""
 

@@ -31,7 +31,7 @@ from typing import Any
 import tomli_w
 
 from onefed.errors import ExitCode, OnefedError
-from onefed.flower import adapter
+from onefed.flower import adapter, strategy
 
 SERVER_MODULE = "onefed_server_app"
 """Module that ``build`` adds to a managed app; it holds the ServerApp."""
@@ -61,7 +61,10 @@ RUN_CONFIG_DEFAULTS: Mapping[str, bool | int | float | str] = {
     "round-timeout-s": 600,
     "checkpoint-enabled": False,
     "checkpoint-interval": 5,
+    "checkpoint-keep-last": 0,
+    "checkpoint-keep-every": 0,
     "checkpoint-path": "",
+    **strategy.DEFAULTS,
 }
 """Keys of the run_config bridge (``context.run_config``) and ``run``, the identity of the run.
 
@@ -70,6 +73,8 @@ Flower lets a submission override only keys that the app's config names, so ``bu
 
 BUILT_IN = "onefed.apps"
 """The room of the use cases; it imports machine-learning libraries, so it is met by name only."""
+
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 _REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
@@ -372,10 +377,15 @@ def _config_problems(run_config: Mapping[str, object], *, managed: bool) -> list
             problems.append(
                 f"[tool.flwr.app.config] {key} must be text, a number, true or false, not {value!r}"
             )
-        elif default is not None and type(value) is not type(default):
-            wanted = {bool: "true or false", int: "a whole number", str: "text"}[type(default)]
+        elif default is not None and not _is_like(value, default):
+            wanted = _WANTED[type(default)]
             problems.append(f"[tool.flwr.app.config] {key} must be {wanted}, not {value!r}")
     return problems
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Of the same type; a whole number is a number, too."""
+    return type(value) is type(default) or (type(value) is int and type(default) is float)
 
 
 def _with_stand_ins(pyproject: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

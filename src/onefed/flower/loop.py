@@ -107,8 +107,9 @@ def run(plan: Plan, world: World, snapshot: Snapshot) -> Snapshot:
         QuorumError: a round found no quorum, and neither did its ``REPEATS_MAX`` repetitions.
         StorageError: the recovery store cannot be written.
     """
+    remarks: set[str] = set()
     while snapshot.round_number < plan.rounds_total and not world.should_stop():
-        committed = _round(plan, world, snapshot)
+        committed = _round(plan, world, snapshot, remarks)
         if committed is None:
             break
         snapshot = committed
@@ -132,10 +133,11 @@ def first_snapshot(plan: Plan, rule: aggregate.Rule, model: Arrays) -> Snapshot:
     )
 
 
-def _round(plan: Plan, world: World, before: Snapshot) -> Snapshot | None:
+def _round(plan: Plan, world: World, before: Snapshot, remarks: set[str]) -> Snapshot | None:
     """Commit the round after ``before``; None when a stop was asked for before it had a quorum."""
     number = before.round_number + 1
     started = world.clock()
+    required = plan.min_fit_clients
     for repeats_left in reversed(range(REPEATS_MAX + 1)):
         available = _wait_for_clients(plan, world, number)
         if available is None:
@@ -145,8 +147,10 @@ def _round(plan: Plan, world: World, before: Snapshot) -> Snapshot | None:
         )
         world.emit(events.RoundStart(number, len(selected), plan.strategy))
         trained = _train(plan, world, before.arrays, selected, number)
-        responded, required = len(trained.updates), plan.min_fit_clients
+        responded = len(trained.updates)
+        required = max(plan.min_fit_clients, world.rule.updates_needed(len(selected)))
         if responded >= required:
+            _remark(world, responded, remarks)
             return _commit(plan, world, before, trained, started)
         if world.should_stop():
             return None
@@ -155,7 +159,8 @@ def _round(plan: Plan, world: World, before: Snapshot) -> Snapshot | None:
             world.emit(events.RoundRepeated(number, reason, responded, required))
     raise QuorumError(
         f"Round {number} found no quorum in {REPEATS_MAX + 1} tries: "
-        f"{plan.min_fit_clients} usable updates are needed (FL_MIN_FIT_CLIENTS).",
+        f"{required} usable updates are needed (FL_MIN_FIT_CLIENTS={plan.min_fit_clients}, "
+        f"FL_STRATEGY={plan.strategy}).",
         hint="The client_failure events say what each client lacked. "
         f"Rounds up to {before.round_number} are saved; resume when it is mended.",
     )
@@ -163,7 +168,7 @@ def _round(plan: Plan, world: World, before: Snapshot) -> Snapshot | None:
 
 def _wait_for_clients(plan: Plan, world: World, number: int) -> tuple[Client, ...] | None:
     """The connected clients, once there are enough; None when a stop is asked for first."""
-    needed = max(plan.min_available_clients, plan.min_fit_clients)
+    needed = max(plan.min_available_clients, plan.min_fit_clients, world.rule.clients_min)
     started = reported = world.clock()
     while len(found := clients.connected(world.grid)) < needed:
         if world.should_stop():
@@ -262,6 +267,14 @@ def _commit(
     return after
 
 
+def _remark(world: World, clients: int, told: set[str]) -> None:
+    """What the rule has to say about so many clients, once each."""
+    for remark in world.rule.remarks(clients):
+        if remark not in told:
+            told.add(remark)
+            world.emit(events.Notice("WARNING", remark))
+
+
 def _save(world: World, snapshot: Snapshot) -> None:
     """Write the recovery store; while it cannot be written the run waits, and then stops."""
     for left in reversed(range(SAVE_TRIES)):
@@ -302,7 +315,8 @@ def _evaluate(
     score, malformed = payload.read_score(in_order)
     failures = [*collected.failures, *malformed]
     _report(world, number, failures)
-    if len(in_order) - len(malformed) < plan.min_evaluate_clients:
+    needed = max(plan.min_evaluate_clients, world.rule.scores_needed(len(contributors)))
+    if len(in_order) - len(malformed) < needed:
         score = None  # too few to speak for the model; the round stands
     return score, len(failures)
 
@@ -342,9 +356,7 @@ def _export(plan: Plan, world: World, snapshot: Snapshot) -> None:
     if world.exporter is None or not world.exporter.due(number, plan.rounds_total):
         return
     try:
-        saved = world.exporter.save(
-            snapshot.arrays, round_number=number, strategy=plan.strategy, now=world.now()
-        )
+        saved = world.exporter.save(snapshot, now=world.now())
     except OnefedError as error:
         world.emit(events.Notice("WARNING", f"Checkpoint of round {number}: {error}"))
     else:

@@ -28,9 +28,9 @@ from flwr.serverapp import Grid, ServerApp
 import onefed
 from onefed import aggregate, arrays
 from onefed.arrays import Arrays
-from onefed.checkpoint import Exporter, RecoveryStore, Snapshot
+from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot
 from onefed.errors import ExitCode, NotFoundError, OnefedError
-from onefed.flower import loop, payload
+from onefed.flower import loop, payload, strategy
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -38,6 +38,7 @@ _NOT_PART_OF_THE_MODEL = frozenset(
     {
         *("num-server-rounds", "round-timeout-s"),
         *("checkpoint-enabled", "checkpoint-interval", "checkpoint-path"),
+        *("checkpoint-keep-last", "checkpoint-keep-every"),
     }
 )
 """run_config keys that may change between two parts of one run."""
@@ -113,7 +114,8 @@ def _train(
 ) -> None:
     started = time.monotonic()
     plan = make_plan(run_config, app_sha256=grid.run.fab_hash)
-    rule = aggregate.rule(plan.strategy)
+    rule = strategy.rule(run_config)
+    aggregate.require_clients(rule, plan.min_available_clients)
     store = RecoveryStore(surroundings.recovery)
     exporter = _exporter(run_config, plan)
     if exporter is not None:
@@ -264,8 +266,12 @@ def _number(value: float | None) -> float | None:
 def _exporter(run_config: Mapping[str, Any], plan: loop.Plan) -> Exporter | None:
     if not run_config["checkpoint-enabled"]:
         return None
+    # FL_CHECKPOINT_KEEP_LAST=0 keeps all, whatever FL_CHECKPOINT_KEEP_EVERY is.
+    keep_last = int(run_config["checkpoint-keep-last"])
+    keep_every = int(run_config["checkpoint-keep-every"])
     return Exporter(
         Path(str(run_config["checkpoint-path"])),
         run=plan.run,
         interval=int(run_config["checkpoint-interval"]),
+        retention=Retention(keep_last, keep_every if keep_last else 0),
     )

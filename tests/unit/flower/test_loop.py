@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onefed import aggregate
-from onefed.aggregate import fedavg
 from onefed.apps.image_classification import client_app as digits
 from onefed.apps.image_classification import task
 from onefed.arrays import Arrays, digest
@@ -64,21 +63,8 @@ def distance(model: Arrays) -> float:
     return float(sum(np.abs(array, dtype=np.float64).sum() for array in model.values()))
 
 
-class Momentum:
-    """A rule with a memory that also depends on the number of the round."""
-
-    name: ClassVar[str] = "Momentum"
-
-    def init(self, arrays: Arrays) -> Arrays:
-        return {name: np.zeros_like(array) for name, array in arrays.items()}
-
-    def step(
-        self, state: Arrays, arrays: Arrays, updates: Any, round_number: int
-    ) -> tuple[Arrays, Arrays]:
-        mean = fedavg.weighted_mean(updates, arrays)
-        bias = 1 - 0.9**round_number
-        speed = {k: np.asarray(0.9 * state[k] + (mean[k] - arrays[k]), np.float32) for k in arrays}
-        return speed, {k: np.asarray(arrays[k] + speed[k] * bias, np.float32) for k in arrays}
+MEMORY = aggregate.rule("FedAdam", bias_correction=True, eta=0.02)
+"""A rule with a memory that also depends on the number of the round."""
 
 
 class Killed(BaseException):
@@ -109,7 +95,7 @@ class Federation:
         self.disk = FullDisk()
         self.folder = folder
         self.store = RecoveryStore(folder / "recovery", system=self.disk)
-        self.rule: Any = Momentum()
+        self.rule: aggregate.Rule = MEMORY
         self.exporter: Exporter | None = None
         self.evaluate: Callable[[Arrays], payload.Score] | None = lambda model: payload.Score(
             distance(model), 0.5, 7
@@ -121,7 +107,7 @@ class Federation:
                 "run": RUN,
                 "rounds_total": ROUNDS,
                 "seed": 5,
-                "strategy": "Momentum",
+                "strategy": MEMORY.name,
                 "min_fit_clients": 2,
                 "min_evaluate_clients": 2,
                 "min_available_clients": 2,
@@ -235,7 +221,7 @@ class TestRounds:
     ) -> None:
         federation = start()
         nodes = {str(partition): federation.node(partition) for partition in (2, 0, 1)}
-        rule, model = Momentum(), START
+        rule, model = MEMORY, START
         state = rule.init(model)
         for number in range(1, ROUNDS + 1):
             updates = []
@@ -484,6 +470,35 @@ class TestQuorum:
         mended = start(min_fit_clients=3, min_available_clients=3)
         mended.join(0, 1, 2)
         assert digest(mended.run().arrays) == undisturbed
+
+    def test_a_rule_that_needs_more_updates_than_the_plan_repeats_the_round(
+        self, start: Start
+    ) -> None:
+        """Krum withstands one of five; of four it promises nothing, whatever the plan says."""
+        federation = start(rounds_total=1)
+        federation.rule = aggregate.rule("Krum", num_malicious=1)
+        federation.join(0, 1, 2, 3)
+        node = federation.node(4)
+        federation.add(
+            "4", lambda m: silent(m) if not federation.told(events.RoundRepeated) else node(m)
+        )
+
+        federation.run()
+
+        [repeated] = federation.told(events.RoundRepeated)
+        assert (repeated.responded, repeated.required) == (4, 5)
+        assert len(federation.told(events.RoundEnd)) == 1
+
+    def test_what_a_rule_has_to_say_about_so_few_clients_is_told_once(self, start: Start) -> None:
+        federation = start()
+        federation.rule = aggregate.rule("FedTrimmedAvg", beta=0.2)
+        federation.join(0, 1, 2, 3)
+
+        federation.run()
+
+        [notice] = federation.told(events.Notice)
+        assert notice.level == "WARNING"
+        assert "FedTrimmedAvg" in notice.message
 
     def test_waiting_for_clients_is_told_again_and_again_and_ends_when_they_come(
         self, start: Start, undisturbed: str
