@@ -3,8 +3,11 @@
 * ``files``: the one seam to the disk, durable writes and bounded reads
 * ``archive``: arrays in an ``.npz`` file
 * ``snapshot``: what exact resume needs to know, and its document
+* ``series``: snapshots in a folder, newest first, as both stores keep them
+* ``retention``: which rounds stay
 * ``recovery``: the store of snapshots, written every round
 * ``export``: checkpoints for people and tools
+* ``inspect``: what a folder holds, and whether it is whole
 * ``model_file``: the final model in one file
 """
 
@@ -13,7 +16,10 @@ from __future__ import annotations
 from onefed.checkpoint.export import Exporter, Saved, holds_checkpoints
 from onefed.checkpoint.files import DamagedError
 from onefed.checkpoint.model_file import ModelFileError, write_model
-from onefed.checkpoint.recovery import Damaged, Loaded, RecoveryStore, RoundRecord, Snapshot
+from onefed.checkpoint.recovery import RecoveryStore
+from onefed.checkpoint.retention import Retention
+from onefed.checkpoint.series import Damaged, Loaded, ModelMismatchError
+from onefed.checkpoint.snapshot import RoundRecord, Snapshot
 
 __all__ = [
     "Damaged",
@@ -21,7 +27,9 @@ __all__ = [
     "Exporter",
     "Loaded",
     "ModelFileError",
+    "ModelMismatchError",
     "RecoveryStore",
+    "Retention",
     "RoundRecord",
     "Saved",
     "Snapshot",

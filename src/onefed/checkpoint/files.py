@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 JSON_BYTES_MAX = 16 * 2**20
 """Largest JSON document read or written. Reading the worst one takes 0.6 GB and 3 s."""
 
+BUFFER_BYTES = 64 * 2**10
+"""Small writes wait until there are so many bytes of them."""
+
 HINTS = {
     errno.ENOSPC: "Free space on that file system.",
     errno.EDQUOT: "Raise the disk quota of this user, or free space.",
@@ -66,11 +69,29 @@ class DamagedError(StorageError):
         """What is wrong with it, without a full stop."""
 
 
-class System:
-    """The calls of the operating system under every durable change; names are inside ``folder``.
+class UnreadableError(DamagedError):
+    """A file is there, but the disk failed while it was read: a second try may succeed."""
 
-    Tests hand in one that fails, dies or forgets at the k-th call.
+
+class System:
+    """The calls of the operating system under the stores: all that they change, and all they read.
+
+    Changes name files inside ``folder``, a folder that is open; reads name them by path. Every one
+    raises ``OSError``. Tests hand in one that fails, dies or forgets at the k-th call, or a disk
+    in memory.
     """
+
+    def open_folder(self, path: Path) -> int:
+        """Open a folder, to change what is in it."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file or a folder. It never fails: nothing is announced before a sync."""
+        os.close(descriptor)
+
+    def make_folder(self, path: Path, mode: int) -> None:
+        """Make one folder; the name must be free."""
+        path.mkdir(mode=mode)
 
     def create(self, name: str, mode: int, folder: int) -> int:
         """Open a new file for writing; the name must be free. The umask takes from ``mode``."""
@@ -97,6 +118,28 @@ class System:
         """Remove a file or a link."""
         os.unlink(name, dir_fd=folder)
 
+    def open(self, path: Path) -> BinaryIO:
+        """Open a regular file for reading; ELOOP where it is a link, ENXIO where it is no file."""
+        # Without O_NONBLOCK, opening a planted pipe would wait for somebody to write to it.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+
+    def names(self, path: Path) -> list[str]:
+        """Names in a folder, in no order."""
+        return [entry.name for entry in path.iterdir()]
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether a path leads to a folder."""
+        return path.is_dir()
+
+    def link_target(self, path: Path) -> str:
+        """What a symbolic link says; EINVAL where it is none."""
+        return str(path.readlink())
+
 
 SYSTEM = System()
 """The real one."""
@@ -111,13 +154,14 @@ def write_atomically(
     and is raised again, an ``OSError`` as a ``StorageError`` that names ``path``.
     """
     partial = _partial(path)
-    with _folder_of(path, "write") as folder:
+    with _folder_of(path, "write", system) as folder:
         _discard(partial, folder, system)
         descriptor = system.create(partial, mode, folder)
         try:
-            with _closing(descriptor):
+            with _closing(descriptor, system):
                 stream = _Stream(descriptor, system)
                 write(cast("BinaryIO", stream))
+                stream.drain()
                 system.sync(descriptor)
             system.rename(partial, path.name, folder)
         except BaseException:
@@ -140,7 +184,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 def replace_symlink(path: Path, target: str, *, system: System = SYSTEM) -> None:
     """Make ``path`` a symbolic link to ``target``, relative to its folder, in one step."""
     partial = _partial(path)
-    with _folder_of(path, "write") as folder:
+    with _folder_of(path, "write", system) as folder:
         _discard(partial, folder, system)
         system.symlink(target, partial, folder)
         system.rename(partial, path.name, folder)
@@ -149,47 +193,57 @@ def replace_symlink(path: Path, target: str, *, system: System = SYSTEM) -> None
 
 def remove(path: Path, *, system: System = SYSTEM) -> None:
     """Remove a file or link; fine if there is none. Durable with the next write in the folder."""
-    with _folder_of(path, "remove") as folder:
+    with _folder_of(path, "remove", system) as folder:
         _discard(path.name, folder, system)
 
 
-def make_folder(folder: Path, *, mode: int = 0o755) -> None:
-    """Make a folder and what is missing above it; fine if it is there."""
+def sync_folder(folder: Path, *, system: System = SYSTEM) -> None:
+    """Make the names in a folder survive a power cut: what was removed stays removed."""
+    with _naming(folder, "write"):
+        _sync(folder, system)
+
+
+def make_folder(folder: Path, *, mode: int = 0o755, system: System = SYSTEM) -> None:
+    """Make a folder and what is missing above it, durably; fine if it is there."""
     with _naming(folder, "create"):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = []
+        for path in (folder, *folder.parents):
+            if system.is_folder(path):
+                # Whoever made it may have died before it was synced.
+                with contextlib.suppress(PermissionError):
+                    _sync(path.parent, system)
+                break
+            missing.append(path)
         for path in reversed(missing):
-            path.mkdir(mode=mode, exist_ok=True)
-            with _opened_folder(path.parent) as parent:
-                os.fsync(parent)
+            try:
+                system.make_folder(path, mode)
+            except FileExistsError:
+                if not system.is_folder(path):
+                    raise
+            _sync(path.parent, system)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, *, system: System = SYSTEM) -> BinaryIO:
     """Open a regular file for reading: no link, no pipe to hang on, no device, no folder."""
-    # Without O_NONBLOCK, opening a planted pipe would wait for somebody to write to it.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with _naming(path, "read"):
         try:
-            descriptor = os.open(path, flags)
+            return system.open(path)
         except OSError as error:
             if error.errno in NOT_OURS:
                 raise DamagedError(path, NOT_OURS[error.errno]) from error
             raise
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return os.fdopen(descriptor, "rb")
-        os.close(descriptor)
-    raise DamagedError(path, "it is not a regular file")
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path, *, system: System = SYSTEM) -> object:
     """Read a JSON document of at most ``JSON_BYTES_MAX`` from a regular file."""
-    with open_regular(path) as stream:
+    with open_regular(path, system=system) as stream:
         try:
             data = stream.read(JSON_BYTES_MAX + 1)
             if len(data) > JSON_BYTES_MAX:
                 raise DamagedError(path, f"it is longer than {JSON_BYTES_MAX} bytes")
             document: object = json.loads(data)
         except OSError as error:
-            raise DamagedError(path, f"reading it failed: {error.strerror}") from error
+            raise UnreadableError(path, f"reading it failed: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise DamagedError(path, "it is not a JSON document") from error
     return document
@@ -210,19 +264,37 @@ def write_json(path: Path, document: object, *, mode: int = 0o644, system: Syste
     write_atomically(path, write, mode=mode, system=system)
 
 
-def names_in(folder: Path) -> list[str]:
+def names_in(folder: Path, *, system: System = SYSTEM) -> list[str]:
     """Sorted names in a folder; none where there is no such folder."""
     with _naming(folder, "read"):
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        try:
+            return sorted(system.names(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def link_target(path: Path, *, system: System = SYSTEM) -> str | None:
+    """What a symbolic link says, unfollowed; None where there is none of that name."""
+    with _naming(path, "read"):
+        try:
+            return system.link_target(path)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise
 
 
 class _Stream(io.RawIOBase):
-    """What ``write_atomically`` hands out: every write is complete, and counted."""
+    """What ``write_atomically`` hands out: every write is complete, and counted.
+
+    An archive is many small pieces around a few large ones; the small ones go out together.
+    """
 
     def __init__(self, descriptor: int, system: System) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._system = system
+        self._waiting = bytearray()
         self.size_bytes = 0
 
     def writable(self) -> bool:
@@ -230,11 +302,22 @@ class _Stream(io.RawIOBase):
 
     def write(self, data: ReadableBuffer, /) -> int:
         rest = memoryview(data).cast("B")
-        size = len(rest)
+        self.size_bytes += len(rest)
+        if len(self._waiting) + len(rest) <= BUFFER_BYTES:
+            self._waiting += rest
+        else:
+            self.drain()
+            self._put(rest)
+        return len(rest)
+
+    def drain(self) -> None:
+        """Write out what waits."""
+        self._put(memoryview(bytes(self._waiting)))
+        self._waiting.clear()
+
+    def _put(self, rest: memoryview) -> None:
         while rest:
             rest = rest[self._system.write(self._descriptor, rest) :]
-        self.size_bytes += size
-        return size
 
 
 def _partial(path: Path) -> str:
@@ -246,24 +329,29 @@ def _discard(name: str, folder: int, system: System) -> None:
         system.unlink(name, folder)
 
 
+def _sync(folder: Path, system: System) -> None:
+    with _opened_folder(folder, system) as opened:
+        system.sync(opened)
+
+
 @contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[None]:
+def _closing(descriptor: int, system: System) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
+        system.close(descriptor)
 
 
 @contextlib.contextmanager
-def _opened_folder(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with _closing(descriptor):
+def _opened_folder(folder: Path, system: System) -> Iterator[int]:
+    descriptor = system.open_folder(folder)
+    with _closing(descriptor, system):
         yield descriptor
 
 
 @contextlib.contextmanager
-def _folder_of(path: Path, verb: str) -> Iterator[int]:
-    with _naming(path, verb), _opened_folder(path.parent) as folder:
+def _folder_of(path: Path, verb: str, system: System) -> Iterator[int]:
+    with _naming(path, verb), _opened_folder(path.parent, system) as folder:
         yield folder
 
 

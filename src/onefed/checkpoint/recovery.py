@@ -15,57 +15,30 @@ import contextlib
 import dataclasses
 import hashlib
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from onefed.arrays import shown
+from numpy.typing import NDArray
+
 from onefed.checkpoint import archive, files, snapshot
-from onefed.checkpoint.files import DamagedError
+from onefed.checkpoint.retention import Retention
+from onefed.checkpoint.series import Damaged, Layout, Loaded, Series
 from onefed.checkpoint.snapshot import RoundRecord, Sidecar, Snapshot
-from onefed.errors import InUseError, StorageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-    from typing import Any
-
-    from numpy.typing import NDArray
-
-    from onefed.arrays import Arrays
-    from onefed.checkpoint.archive import Entry
+from onefed.errors import StorageError
 
 __all__ = ["Damaged", "Loaded", "RecoveryStore", "RoundRecord", "Snapshot"]
 
 KEPT_ROUNDS = 3
 """Newest rounds that stay in the folder."""
-SIDECARS_READ_MAX = 8
-"""Newest sidecars that are looked at; of our own there are never more than ``KEPT_ROUNDS`` + 1."""
 
-SIDECAR = re.compile(r"round_([0-9]{6,12})\.json")
-ARCHIVE = re.compile(r"round_([0-9]{6,12})-[0-9a-f]{16}\.npz")
-PARTIAL = re.compile(r"\.round_([0-9]{6,12})(?:\.json|-[0-9a-f]{16}\.npz)\.partial")
-
-
-@dataclass(frozen=True, slots=True)
-class Damaged:
-    """A snapshot that was skipped."""
-
-    path: Path
-    """The file that is wrong."""
-    reason: str
-    """What is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Loaded:
-    """The newest whole snapshot of a run."""
-
-    snapshot: Snapshot
-    """With its arrays, verified by digest."""
-    path: Path
-    """Its sidecar."""
-    damaged: tuple[Damaged, ...]
-    """Newer snapshots that were skipped, newest first. Say so to the operator."""
+LAYOUT = Layout(
+    kind="recovery",
+    sidecar=re.compile(r"round_([0-9]{6,12})\.json"),
+    archive=re.compile(r"round_([0-9]{6,12})-[0-9a-f]{16}\.npz"),
+    state=None,
+    partial=re.compile(r"\.round_([0-9]{6,12})(?:\.json|-[0-9a-f]{16}\.npz)\.partial"),
+)
 
 
 class RecoveryStore:
@@ -74,6 +47,7 @@ class RecoveryStore:
     def __init__(self, folder: Path, *, system: files.System = files.SYSTEM) -> None:
         self._folder = folder
         self._system = system
+        self._series = Series(folder, LAYOUT, system=system)
         self._claimed_by: str | None = None
 
     def save(self, current: Snapshot) -> None:
@@ -84,7 +58,6 @@ class RecoveryStore:
         are dropped: they belong to a future that this run has left.
         Raises ``InUseError`` where the folder belongs to another run.
         """
-        files.make_folder(self._folder, mode=0o700)
         self._claim(current.run)
         members = [*current.arrays.values(), *current.rule_state.values()]
         path = self._folder / f"round_{current.round_number:06d}.json"
@@ -105,114 +78,51 @@ class RecoveryStore:
             mode=0o600,
             system=self._system,
         )
-        for round_number, later in self._sidecars():
-            if round_number > current.round_number:
-                files.remove(later, system=self._system)
+        self._series.forget_later(current.round_number)
         files.write_json(path, snapshot.encode(sidecar), mode=0o600, system=self._system)
         self._prune(current.round_number)
 
-    def load(self, run: str) -> Loaded | None:
+    def load(self, run: str, template: Mapping[str, NDArray[Any]] | None = None) -> Loaded | None:
         """Newest whole snapshot of ``run``; None where nothing was ever saved.
 
         Raises ``InUseError`` where the folder holds snapshots of other runs only, ``StorageError``
-        where it holds snapshots and none is whole, or one that a newer program wrote.
+        where it holds snapshots and none is whole, or one that a newer program wrote, and
+        ``ModelMismatchError`` where names, shapes or dtypes are not those of ``template``.
         """
-        damaged: list[Damaged] = []
-        foreign: set[str] = set()
-        for round_number, path in self._sidecars():
-            try:
-                sidecar = _read_sidecar(path, round_number)
-                if sidecar.snapshot.run == run:
-                    return Loaded(self._with_arrays(sidecar), path, tuple(damaged))
-                foreign.add(sidecar.snapshot.run)
-                damaged.append(Damaged(path, f"it belongs to run {shown(sidecar.snapshot.run)}"))
-            except DamagedError as error:
-                damaged.append(Damaged(error.path, error.reason))
-        if foreign:
-            raise self._in_use(foreign)
-        if damaged:
-            listed = "\n".join(f"{entry.path}: {entry.reason}." for entry in damaged)
-            raise StorageError(
-                f"No snapshot in {self._folder} is whole:\n{listed}",
-                hint="Restore the folder from a backup, or move it away to train from the start.",
-            )
-        if len(archives := {number for number, _ in self._matching(ARCHIVE)}) > 1:
+        loaded = self._series.newest_whole(run, template)
+        if loaded is None and len(archives := {n for n, _ in self._series.archives()}) > 1:
             # One alone is what a first save leaves that was cut off: nothing was announced then.
             raise StorageError(
                 f"{self._folder} holds arrays of rounds {sorted(archives)} without their sidecars.",
                 hint="Restore the .json files, or move the folder away to train from the start.",
             )
-        return None
+        return loaded
 
     def peek(self) -> Snapshot | None:
         """Newest snapshot with a whole sidecar, of whatever run; its arrays are not read: empty."""
-        readable = self._readable()
-        return readable[0] if readable else None
+        return next(self._series.readable(), None)
 
     def runs(self) -> tuple[str, ...]:
         """Runs that the folder holds snapshots of; one, unless somebody put files there."""
-        return tuple(dict.fromkeys(found.run for found in self._readable()))
+        return tuple(dict.fromkeys(found.run for found in self._series.readable()))
 
     def _claim(self, run: str) -> None:
-        if self._claimed_by != run:
-            runs = self.runs()
-            if runs and run not in runs:
-                raise self._in_use(runs)
-            self._claimed_by = run
-
-    def _in_use(self, runs: Iterable[str]) -> InUseError:
-        return InUseError(
-            f"{self._folder} belongs to run {', '.join(map(shown, sorted(runs)))}.",
-            hint="Resume that run, choose another state folder, or move this one away.",
-        )
-
-    def _readable(self) -> list[Snapshot]:
-        found = []
-        for round_number, path in self._sidecars():
-            with contextlib.suppress(DamagedError):
-                found.append(_read_sidecar(path, round_number).snapshot)
-        return found
-
-    def _with_arrays(self, sidecar: Sidecar) -> Snapshot:
-        path = self._folder / sidecar.archive
-        with files.open_regular(path) as stream:
-            values = archive.read(path, stream, [*sidecar.arrays, *sidecar.rule_state])
-        count = len(sidecar.arrays)
-        return dataclasses.replace(
-            sidecar.snapshot,
-            arrays=_named(sidecar.arrays, values[:count]),
-            rule_state=_named(sidecar.rule_state, values[count:]),
-        )
-
-    def _sidecars(self) -> list[tuple[int, Path]]:
-        """Newest first."""
-        return self._matching(SIDECAR)[:SIDECARS_READ_MAX]
-
-    def _matching(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
-        """Files of ours with their round, newest first."""
-        names = files.names_in(self._folder)
-        matches = [match for match in map(pattern.fullmatch, names) if match]
-        return sorted(((int(m[1]), self._folder / m[0]) for m in matches), reverse=True)
+        """Make the folder ours, once; and again where somebody moved it away."""
+        if self._claimed_by == run and self._system.is_folder(self._folder):
+            return
+        files.make_folder(self._folder, mode=0o700, system=self._system)
+        runs = self.runs()
+        if runs and run not in runs:
+            raise self._series.in_use(runs)
+        self._claimed_by = run
 
     def _prune(self, newest: int) -> None:
         """Drop what no load will look at. It is tried again after the next round."""
-        sidecars, archives = self._matching(SIDECAR), self._matching(ARCHIVE)
-        kept = [number for number, _ in sidecars if number <= newest][:KEPT_ROUNDS]
-        for number, path in (*sidecars, *archives, *self._matching(PARTIAL)):
-            if number not in kept or path.suffix == ".partial":
-                with contextlib.suppress(StorageError):
-                    files.remove(path, system=self._system)
-
-
-def _read_sidecar(path: Path, round_number: int) -> Sidecar:
-    sidecar = snapshot.decode(path, files.read_json(path))
-    if sidecar.snapshot.round_number != round_number:
-        raise DamagedError(path, f"it holds round {sidecar.snapshot.round_number}")
-    match = ARCHIVE.fullmatch(sidecar.archive)
-    if match is None or int(match[1]) != round_number:
-        raise DamagedError(path, f"it names the archive {shown(sidecar.archive)}")
-    return sidecar
-
-
-def _named(entries: Sequence[Entry], values: Sequence[NDArray[Any]]) -> Arrays:
-    return {entry.key: value for entry, value in zip(entries, values, strict=True)}
+        with contextlib.suppress(StorageError):
+            sidecars = {number for number, _ in self._series.sidecars()}
+            archives = {number for number, _ in self._series.archives()}
+            kept = Retention(keep_last=KEPT_ROUNDS).kept(n for n in sidecars if n <= newest)
+            # Unsettled, as one sync a round less: three newer rounds are looked at before these.
+            self._series.remove((sidecars | archives) - kept, settle=False)
+            for path in self._series.partials():
+                files.remove(path, system=self._system)

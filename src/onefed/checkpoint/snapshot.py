@@ -1,8 +1,9 @@
 """What exact resume needs to know about a run after a round, and its sidecar document.
 
-The arrays of a snapshot are in an archive; all the rest, and a digest of each array, is in a JSON
-document beside it. The document carries a digest of itself, so that a flipped bit cannot move the
-run to another round or seed. Decoding trusts nothing: types, sizes and names are checked.
+The arrays of a snapshot are in an archive, or in two; all the rest, and a digest of each array, is
+in a JSON document beside them, the same for recovery store and operator's checkpoints. The document
+carries a digest of itself, so that a flipped bit cannot move the run to another round or seed.
+Decoding trusts nothing: types, sizes and names are checked.
 """
 
 from __future__ import annotations
@@ -10,23 +11,29 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from onefed import arrays as arrays_
-from onefed.checkpoint.archive import ARRAYS_MAX, Entry
+from onefed.checkpoint.archive import ARRAYS_BYTES_MAX, ARRAYS_MAX, Entry
 from onefed.checkpoint.files import DamagedError
 from onefed.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from onefed.arrays import Arrays
 
 FORMAT = "onefed recovery snapshot"
-VERSION = 1
-"""Raised with every change that an older program would misread."""
+VERSION = 2
+"""Raised with every change that an older program would misread.
+
+1 had neither ``state_archive`` and ``saved_at`` nor arrays of bfloat16; it is read as before.
+"""
 
 DIMENSIONS_MAX = 64
 """Of one array; numpy's own limit."""
@@ -93,7 +100,24 @@ class Sidecar:
     arrays: tuple[Entry, ...]
     """The model: the first arrays of the archive."""
     rule_state: tuple[Entry, ...]
-    """The state of the rule: the arrays after them."""
+    """The state of the rule: the arrays after them, or those of ``state_archive``."""
+    state_archive: str | None = None
+    """Name of the archive with the state of the rule, where it has one of its own."""
+    saved_at: datetime | None = None
+    """In UTC, where the writer was told the time."""
+
+    def parts(self) -> list[tuple[str, tuple[Entry, ...]]]:
+        """Each archive by name, with its arrays in order."""
+        if self.state_archive is None:
+            return [(self.archive, (*self.arrays, *self.rule_state))]
+        return [(self.archive, self.arrays), (self.state_archive, self.rule_state)]
+
+    def joined(self, values: Sequence[NDArray[Any]]) -> Snapshot:
+        """The snapshot with the arrays of its ``parts``, one after the other."""
+        entries = (*self.arrays, *self.rule_state)
+        named = [(entry.key, value) for entry, value in zip(entries, values, strict=True)]
+        count = len(self.arrays)
+        return replace(self.snapshot, arrays=dict(named[:count]), rule_state=dict(named[count:]))
 
 
 def encode(sidecar: Sidecar) -> dict[str, object]:
@@ -110,10 +134,14 @@ def encode(sidecar: Sidecar) -> dict[str, object]:
         "versions": dict(snapshot.versions),
         "history": _encode_history(snapshot.history),
         "archive": sidecar.archive,
+        "state_archive": sidecar.state_archive,
+        "saved_at": None
+        if sidecar.saved_at is None
+        else sidecar.saved_at.astimezone(UTC).isoformat(),
         "arrays": [_encode_entry(entry) for entry in sidecar.arrays],
         "rule_state": [_encode_entry(entry) for entry in sidecar.rule_state],
     }
-    return {"format": FORMAT, "version": VERSION, "sha256": _digest(body), "snapshot": body}
+    return {"format": FORMAT, "version": VERSION, "sha256": self_digest(body), "snapshot": body}
 
 
 def decode(path: Path, document: object) -> Sidecar:
@@ -122,22 +150,24 @@ def decode(path: Path, document: object) -> Sidecar:
         if _get(document, "format", str) != FORMAT:
             raise ValueError("it is not a recovery snapshot")
         version = _get(document, "version", int)
+        if version < 1:
+            raise ValueError(f"it has format version {version}")
         if version > VERSION:
             raise StorageError(
                 f"{path} has format version {version}; this program reads up to {VERSION}.",
                 hint="Continue the run with the newer version of onefed that wrote it.",
             )
         body = _get(document, "snapshot", dict)
-        if _get(document, "sha256", str) != _digest(body):
+        if _get(document, "sha256", str) != self_digest(body):
             raise ValueError("its content has not the digest it was saved with")
-        return _decode_body(body)
+        return _decode_body(body, version)
     except ValueError as error:
         raise DamagedError(path, str(error)) from error
     except RecursionError as error:
         raise DamagedError(path, "it is nested too deeply") from error
 
 
-def _decode_body(body: object) -> Sidecar:
+def _decode_body(body: object, version: int) -> Sidecar:
     versions = _get(body, "versions", dict)
     snapshot = Snapshot(
         run=_get(body, "run", str),
@@ -155,6 +185,8 @@ def _decode_body(body: object) -> Sidecar:
     return Sidecar(
         snapshot=snapshot,
         archive=_get(body, "archive", str),
+        state_archive=None if version == 1 else _optional_str(body, "state_archive"),
+        saved_at=None if version == 1 else _optional_time(body, "saved_at"),
         arrays=_decode_entries(_get(body, "arrays", list)),
         rule_state=_decode_entries(_get(body, "rule_state", list)),
     )
@@ -229,6 +261,8 @@ def _decode_entry(document: object) -> Entry:
     dtype = _get(document, "dtype", str)
     if len(shape) > DIMENSIONS_MAX or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError("an array has an impossible shape")
+    if math.prod(n for n in shape if n) > ARRAYS_BYTES_MAX:
+        raise ValueError("an array is larger than any archive")
     if dtype not in arrays_.DTYPES:
         raise ValueError(f"an array has the unsupported dtype {arrays_.shown(dtype)}")
     return Entry(_get(document, "key", str), dtype, tuple(shape), _get(document, "sha256", str))
@@ -243,6 +277,20 @@ def _get(document: object, name: str, kind: type[_T]) -> _T:
     if type(value) is not kind:  # exactly: True is an int to isinstance
         raise ValueError(f"{arrays_.shown(name)} is missing or not of type {kind.__name__}")
     return value
+
+
+def _optional_str(document: object, name: str) -> str | None:
+    return None if _entry(document, name) is None else _get(document, name, str)
+
+
+def _optional_time(document: object, name: str) -> datetime | None:
+    text = _optional_str(document, name)
+    if text is None:
+        return None
+    time = datetime.fromisoformat(text)
+    if time.utcoffset() != timedelta(0):
+        raise ValueError(f"{arrays_.shown(name)} is not a time in UTC")
+    return time
 
 
 def _count(document: object, name: str) -> int:
@@ -268,6 +316,7 @@ def _optional_float(document: object, name: str) -> float | None:
     raise ValueError(f"{arrays_.shown(name)} is not a number")
 
 
-def _digest(body: dict[str, object]) -> str:
+def self_digest(body: dict[str, object]) -> str:
+    """What a document carries of its ``snapshot`` part."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from onefed import context as variables
-from onefed.cli import doctor, look, start
+from onefed.cli import checkpoint, doctor, look, start
 from onefed.cli.screen import LogFormat, error_console
 from onefed.errors import ExitCode, OnefedError, StorageError
 from onefed.local.request import Request
@@ -38,6 +38,7 @@ model = typer.Typer(
     help="Models that federations have trained.", no_args_is_help=True, suggest_commands=False
 )
 app.add_typer(model, name="model")
+app.add_typer(checkpoint.app, name="checkpoint")
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", help="Number of nodes (SuperNodes).")]
 Rounds = Annotated[

@@ -1,9 +1,13 @@
-"""Disks that fail, processes that die and power cuts, behind the one seam of the stores."""
+"""Disks that fail, processes that die and power cuts, behind the one seam of the stores.
+
+The disks of the campaigns (``campaigns/``) do more; these work on real folders.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import pytest
 
 from onefed.arrays import digest
 from onefed.checkpoint import RoundRecord, Snapshot, files
+
+sys.path.insert(0, str(Path(__file__).parents[3]))  # campaigns lie beside src
 
 
 class Killed(BaseException):
@@ -33,6 +39,10 @@ class FailingSystem(files.System):
         self.calls += 1
         if self.calls == self._at or (isinstance(self._error, Killed) and self.calls > self._at):
             raise self._error
+
+    def make_folder(self, path: Path, mode: int) -> None:
+        self._call()
+        super().make_folder(path, mode)
 
     def create(self, name: str, mode: int, folder: int) -> int:
         self._call()
@@ -71,7 +81,7 @@ class PowerCut(FailingSystem):
     def __init__(self, at: int) -> None:
         super().__init__(at, Killed())
         self._content: dict[int, bytes] = {}
-        self._names: dict[str, bytes] = {}
+        self._names: dict[int, dict[str, bytes]] = {}
 
     def create(self, name: str, mode: int, folder: int) -> int:
         descriptor = super().create(name, mode, folder)
@@ -82,14 +92,17 @@ class PowerCut(FailingSystem):
         super().sync(descriptor)
         path = Path(f"/proc/self/fd/{descriptor}")
         if path.is_dir():
-            self._names = self._seen(path)
+            self._names[os.fstat(descriptor).st_ino] = self._seen(path)
         else:
             self._content[os.fstat(descriptor).st_ino] = path.read_bytes()
 
     def survivors(self, folder: Path, into: Path) -> list[Path]:
         """The two folders that may be found after the cut."""
+        if not folder.is_dir():
+            return []
         found = []
-        for case, names in (("late", self._names), ("early", self._seen(folder))):
+        late = self._names.get(folder.stat().st_ino, {})
+        for case, names in (("late", late), ("early", self._seen(folder))):
             after = into / case
             after.mkdir(parents=True)
             for name, content in names.items():
@@ -98,7 +111,11 @@ class PowerCut(FailingSystem):
         return found
 
     def _seen(self, folder: Path) -> dict[str, bytes]:
-        return {path.name: self._content.get(path.stat().st_ino, b"") for path in folder.iterdir()}
+        return {
+            path.name: self._content.get(path.stat().st_ino, b"")
+            for path in folder.iterdir()
+            if path.is_file()
+        }
 
 
 class Disks:

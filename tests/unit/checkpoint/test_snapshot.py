@@ -41,7 +41,7 @@ def sidecar_of(snap: snapshot.Snapshot) -> snapshot.Sidecar:
 
 def resigned(document: dict[str, Any]) -> dict[str, Any]:
     """A forged document with the right digest of itself."""
-    return {**document, "sha256": snapshot._digest(document["snapshot"])}
+    return {**document, "sha256": snapshot.self_digest(document["snapshot"])}
 
 
 def through_json(document: object) -> Any:
@@ -132,7 +132,7 @@ def test_nesting_has_a_bound(snapshot_of: Any) -> None:
 
 
 def test_document_of_a_newer_program_is_no_damage(snapshot_of: Any) -> None:
-    document = {**snapshot.encode(sidecar_of(snapshot_of(1))), "version": 2}
-    with pytest.raises(StorageError, match="format version 2") as caught:
+    document = {**snapshot.encode(sidecar_of(snapshot_of(1))), "version": 3}
+    with pytest.raises(StorageError, match="format version 3") as caught:
         snapshot.decode(PATH, document)
     assert not isinstance(caught.value, DamagedError)

@@ -1,0 +1,9 @@
+"""Long proofs, run by hand or by night: ``python -m campaigns.NAME``. Their tests run a few states.
+
+* ``disks``: a disk in memory, one that records, one that fails
+* ``crashes``: what a power cut may leave, under a stated model
+* ``workloads``: what is done on those disks, and what must be found afterwards
+* ``power_cut``, ``kth_call``, ``mutations``, ``store_machine``: the campaigns
+* ``hostile``: files made to harm, one by one
+* ``results``: shards of seeds, and the file in which they add up
+"""
