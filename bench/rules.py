@@ -45,9 +45,9 @@ LAYERS = 16
 SEED = 7
 CURVE = ((1_000_000, 10_000_000, 25_000_000), (5, 10, 20, 50))
 """Parameters and clients of ``--curve``."""
-CURVE_ELEMENTS_OF_FLOWER = 50_000_000
-"""Parameters times clients up to which ``--curve`` measures Flower too: beyond, it takes minutes
-and tens of gigabytes."""
+CURVE_ELEMENTS_MAX = 50_000_000
+"""Parameters times clients up to which ``--curve`` measures numpy and Flower too: beyond, they take
+minutes, and Flower tens of gigabytes."""
 
 VARIANTS = {
     "1 thread": ("native", "1"),
@@ -135,14 +135,17 @@ def main() -> None:
     raw, results = [], []
     for parameters in sizes:
         for clients in counts:
-            small = parameters * clients <= CURVE_ELEMENTS_OF_FLOWER
-            flower = not options.no_flower and (small or not options.curve)
+            others = not options.curve or parameters * clients <= CURVE_ELEMENTS_MAX
             chosen = [
                 contest
                 for contest in contests(clients)
                 if options.rules is None or options.rules.lower() in contest.name.lower()
             ]
-            measured = measure(chosen, parameters, clients, options.repeats, flower=flower)
+            variants = list(VARIANTS) if others else ["1 thread", "2 threads"]
+            flower = others and not options.no_flower
+            measured = measure(
+                chosen, parameters, clients, variants, options.repeats, flower=flower
+            )
             show(measured, parameters, clients)
             raw += raw_of(measured, parameters, clients)
             results += results_of(measured, parameters, clients)
@@ -155,13 +158,19 @@ def main() -> None:
 
 
 def measure(
-    chosen: Sequence[Contest], parameters: int, clients: int, repeats: int, *, flower: bool
+    chosen: Sequence[Contest],
+    parameters: int,
+    clients: int,
+    variants: Sequence[str],
+    repeats: int,
+    *,
+    flower: bool,
 ) -> dict[str, dict[str, Cell]]:
     """Cells by rule and implementation."""
     model, updates = made(parameters, clients)
     measured: dict[str, dict[str, Cell]] = {}
     for contest in chosen:
-        cells = {variant: Cell() for variant in VARIANTS}
+        cells = {variant: Cell() for variant in variants}
         for repeat in range(repeats):  # interleaved: all meet the same noise
             for variant, cell in cells.items():
                 if variant == "numpy" and repeat >= 2:
@@ -278,7 +287,7 @@ def show(measured: dict[str, dict[str, Cell]], parameters: int, clients: int) ->
         title=f"{clients} updates of {parameters:,} float32 parameters: "
         "multiples of reading them once (memory beside them, in models)"
     )
-    columns = list(VARIANTS) + ["Flower"] * any("Flower" in cells for cells in measured.values())
+    columns = list(dict.fromkeys(each for cells in measured.values() for each in cells))
     for heading in ("rule", *columns, "Flower / 1 thread"):
         table.add_column(heading, justify="left" if heading == "rule" else "right")
     for name, cells in measured.items():

@@ -61,14 +61,14 @@ def sample(
                 contents.setdefault(id(file), _Content()).pending += data
             case Named(folder, changes):
                 folders.setdefault(id(folder), _Names()).pending.append(changes)
-            case Synced(File() as file):
+            case Synced(node) if isinstance(node, Folder):
+                names = folders.setdefault(id(node), _Names())
+                _apply(names.synced, names.pending)
+                names.pending = []
+            case Synced(file):
                 content = contents.setdefault(id(file), _Content())
                 content.synced += content.pending
                 content.pending = bytearray()
-            case Synced(Folder() as folder):
-                names = folders.setdefault(id(folder), _Names())
-                _apply(names.synced, names.pending)
-                names.pending = []
             case Announced(what):
                 announced = what
     return Crash(_Builder(contents, folders, random).folder(root), announced, at)
@@ -144,4 +144,6 @@ class _Builder:
                             torn[start:end] = bytes(end - start)
                         case 1:
                             torn[start:end] = self._random.randbytes(end - start)
+                        case _:
+                            pass
                 return torn

@@ -141,7 +141,7 @@ def _sparse(planted: Planted, size_bytes: int) -> None:
         target.start_dir = stream.tell()
         target.filelist.append(member)
         target.NameToInfo[member.filename] = member
-        target._didModify = True
+        target._didModify = True  # type: ignore[attr-defined]
 
 
 def sparse(planted: Planted) -> None:
@@ -215,7 +215,7 @@ CASES: tuple[tuple[Callable[[Planted], None], str], ...] = (
     (claimed, "it does not hold exactly the 1 arrays it should"),
     (impossible, "an array is larger than any archive"),
     (directory, "it is not an .npz archive of ours"),
-    (sparse, "'w' has not the check sum"),
+    (sparse, "'w' has not the digest"),
     (too_long, "it is longer than"),
     (deep, "it is not a JSON document"),
     (flood, "its content has not the digest it was saved with"),
@@ -228,7 +228,7 @@ CASES: tuple[tuple[Callable[[Planted], None], str], ...] = (
     (folder, "it is not a regular file"),
 )
 """How a file is spoilt, and what must be said."""
-LARGE = ((sparse_large, "'w' has not the check sum"),)
+LARGE = ((sparse_large, "'w' has not the digest"),)
 
 
 def run(spoil: Callable[[Planted], None]) -> dict[str, object]:

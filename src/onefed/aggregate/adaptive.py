@@ -9,6 +9,10 @@ ICLR 2021 (arXiv 2003.00295), Algorithm 2. With Delta = mean - x, all per coordi
     v' = v - (1 - beta_2) * Delta^2 * sign(v - Delta^2)     FedYogi
     x' = x + eta * m' / (sqrt(v') + tau)                    v = tau^2 before round 1
 
+What is stored of v is its root r = sqrt(v), tau before round 1: v is r * r, and r' is sqrt(v'). The
+square of a float32 may leave float32, its root may not, so a client that sends huge values cannot
+end the run; and r is what the step divides by.
+
 A step has the sign of m', is 0 where nothing has moved, and for beta_1 = 0 is below
 eta * |Delta| / tau. Where Flower 1.41 differs: v starts at 0, and FedAdam's bias correction, which
 the paper does not have, is always on and one round ahead.
@@ -29,7 +33,7 @@ from onefed.aggregate.optimizer import ServerOptimizer, Tile
 from onefed.aggregate.parameters import parameter
 
 TAU_MAX = 1e6
-"""Its square, the first v, is a float32; the paper tries 1e-5 to 0.1."""
+"""Far above all that adapts: steps are those of plain averaging with eta / tau from 1 or so on."""
 
 
 class AdaptiveRule(ServerOptimizer):
@@ -39,17 +43,17 @@ class AdaptiveRule(ServerOptimizer):
     tau: float
 
     def initial(self, slot: str) -> float:
-        """v = tau^2, m = 0."""
-        return self.tau * self.tau if slot == "v" else 0.0
+        """r = tau, m = 0."""
+        return self.tau if slot == "r" else 0.0
 
     def rate(self, round_number: int) -> float:
         """eta, whatever the round."""
         return self.eta
 
     def _scale(self, m: Tile, v: Tile, scratch: Tile, rate: float, out: Tile) -> None:
-        """out = (rate * m) / (sqrt(v) + tau); ``out`` may be ``m``."""
-        np.sqrt(v, out=scratch)
-        scratch += self.tau
+        """out = (rate * m) / (sqrt(v) + tau), and ``v`` becomes its root; ``out`` may be ``m``."""
+        np.sqrt(v, out=v)
+        np.add(v, self.tau, out=scratch)
         np.multiply(m, rate, out=out)
         out /= scratch
 
@@ -59,7 +63,7 @@ class FedAdagrad(AdaptiveRule):
     """Every round counts alike, so that the steps only shrink. beta_1 = 0, as in the paper."""
 
     name: ClassVar[str] = "FedAdagrad"
-    slots: ClassVar[tuple[str, ...]] = ("v",)
+    slots: ClassVar[tuple[str, ...]] = ("r",)
 
     eta: float = parameter(0.1, above=0.0)
     """Server learning rate, above 0."""
@@ -69,6 +73,7 @@ class FedAdagrad(AdaptiveRule):
     def move(self, delta: Tile, memory: tuple[Tile, ...], scratch: Tile, rate: float) -> None:
         """v' = v + Delta^2."""
         (v,) = memory
+        v *= v
         np.square(delta, out=scratch)
         v += scratch
         self._scale(delta, v, scratch, rate, out=delta)
@@ -84,7 +89,7 @@ class FedAdam(AdaptiveRule):
     """
 
     name: ClassVar[str] = "FedAdam"
-    slots: ClassVar[tuple[str, ...]] = ("m", "v")
+    slots: ClassVar[tuple[str, ...]] = ("m", "r")
 
     eta: float = parameter(0.1, above=0.0)
     """Server learning rate, above 0."""
@@ -107,6 +112,7 @@ class FedAdam(AdaptiveRule):
     def move(self, delta: Tile, memory: tuple[Tile, ...], scratch: Tile, rate: float) -> None:
         """v' = beta_2 * v + (1 - beta_2) * Delta^2."""
         m, v = memory
+        v *= v
         m *= self.beta_1
         np.multiply(delta, 1.0 - self.beta_1, out=scratch)
         m += scratch
@@ -122,7 +128,7 @@ class FedYogi(AdaptiveRule):
     """v follows Delta^2 by at most (1 - beta_2) * Delta^2 a round: it forgets more slowly."""
 
     name: ClassVar[str] = "FedYogi"
-    slots: ClassVar[tuple[str, ...]] = ("m", "v")
+    slots: ClassVar[tuple[str, ...]] = ("m", "r")
 
     eta: float = parameter(0.01, above=0.0)
     """Server learning rate, above 0."""
@@ -136,13 +142,14 @@ class FedYogi(AdaptiveRule):
     def move(self, delta: Tile, memory: tuple[Tile, ...], scratch: Tile, rate: float) -> None:
         """v' = v - (1 - beta_2) * Delta^2 * sign(v - Delta^2); it stays 0 or more."""
         m, v = memory
+        v *= v
         m *= self.beta_1
         np.multiply(delta, 1.0 - self.beta_1, out=scratch)
         m += scratch
         delta *= delta
         np.subtract(v, delta, out=scratch)
-        np.sign(scratch, out=scratch)
         delta *= 1.0 - self.beta_2
-        delta *= scratch
+        np.copysign(delta, scratch, out=delta)  # np.sign mispredicts, 5 ns each
+        delta[scratch == 0.0] = 0.0
         v -= delta
         self._scale(m, v, scratch, rate, out=delta)

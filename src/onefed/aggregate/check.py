@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MAGNITUDE_MAX = 2.0**480
-"""Largest absolute value of an element. With it, neither a weighted sum nor a sum of weighted
-squares over a million clients overflows float64. No float32 comes near it."""
+MAGNITUDE_MAX = 2.0**96
+MAGNITUDE_MAX_FLOAT64 = 2.0**480
+"""Largest absolute values of an element: of float64 arrays, and of all others. With them neither a
+weighted sum over a million clients nor a sum of squares leaves float64, and neither a difference of
+two models nor what an optimizer remembers of it leaves the type it is stored in. 2**96 is 8e28."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,10 @@ def check(
 ) -> Checked:
     """Accept the updates that have the keys, shapes and dtypes of ``template``, the global model.
 
-    Their elements must be finite and at most ``MAGNITUDE_MAX``, their weight an integer from 1 to
-    ``weight_max``. A client that sent more than one update loses them all: which one came first
-    must not decide. Arrays in another order or memory layout are fine, since names are what counts.
-    Nothing that an update holds makes this raise.
+    Their elements must be finite and not above the magnitudes at the top of this file, their weight
+    an integer from 1 to ``weight_max``. A client that sent more than one update loses them all:
+    which one came first must not decide. Arrays in another order or memory layout are fine, since
+    names are what counts. Nothing that an update holds makes this raise.
     """
     by_client: dict[str, list[base.Update]] = {}
     for update in updates:
@@ -111,6 +113,7 @@ def _fault(model: Mapping[str, NDArray[Any]], template: Mapping[str, NDArray[Any
     if difference is not None:
         return f"its model differs: {difference}"
     for key, array in model.items():
-        if not arrays.magnitude(array) <= MAGNITUDE_MAX:  # also true for NaN
+        most = MAGNITUDE_MAX_FLOAT64 if array.dtype == np.float64 else MAGNITUDE_MAX
+        if not arrays.magnitude(array) <= most:  # also true for NaN
             return f"its array {arrays.shown(key)} holds NaN, infinity or an absurd value"
     return None

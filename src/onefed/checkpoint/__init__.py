@@ -9,10 +9,13 @@
 * ``export``: checkpoints for people and tools
 * ``inspect``: what a folder holds, and whether it is whole
 * ``model_file``: the final model in one file
+* ``delta``: models as differences from each other, by their digest; ``delta_file``: their format
+* ``spool``: updates that came early, on disk instead of in memory
 """
 
 from __future__ import annotations
 
+from onefed.checkpoint.delta import DeltaStore
 from onefed.checkpoint.export import Exporter, Saved, holds_checkpoints
 from onefed.checkpoint.files import DamagedError
 from onefed.checkpoint.model_file import ModelFileError, write_model
@@ -20,10 +23,12 @@ from onefed.checkpoint.recovery import RecoveryStore
 from onefed.checkpoint.retention import Retention
 from onefed.checkpoint.series import Damaged, Loaded, ModelMismatchError
 from onefed.checkpoint.snapshot import RoundRecord, Snapshot
+from onefed.checkpoint.spool import Spool, SpoolFullError
 
 __all__ = [
     "Damaged",
     "DamagedError",
+    "DeltaStore",
     "Exporter",
     "Loaded",
     "ModelFileError",
@@ -33,6 +38,8 @@ __all__ = [
     "RoundRecord",
     "Saved",
     "Snapshot",
+    "Spool",
+    "SpoolFullError",
     "holds_checkpoints",
     "write_model",
 ]

@@ -121,9 +121,8 @@ def _train(
     if exporter is not None:
         exporter.claim()  # another run's checkpoints stop us now, not in the last round
     emit(events.TrainingStart(plan.strategy, plan.rounds_total, plan.min_available_clients))
-    snapshot = resume(store, plan, emit)
-    if snapshot is None:
-        snapshot = loop.first_snapshot(plan, rule, first_model(initial_arrays, run_config))
+    fresh = first_model(initial_arrays, run_config)
+    snapshot = resume(store, plan, fresh, emit) or loop.first_snapshot(plan, rule, fresh)
     judge = None if evaluate is None else judge_of(evaluate, run_config)
     world = loop.World(
         grid=grid,
@@ -174,16 +173,20 @@ def make_plan(run_config: Mapping[str, Any], *, app_sha256: str) -> loop.Plan:
 
 
 def resume(
-    store: RecoveryStore, plan: loop.Plan, emit: Callable[[events.Event], None]
+    store: RecoveryStore, plan: loop.Plan, model: Arrays, emit: Callable[[events.Event], None]
 ) -> Snapshot | None:
     """The last committed round of this run, or None when nothing is committed yet.
 
+    Args:
+        model: a fresh one of the app, which says what names, shapes and dtypes must be.
+
     Raises:
+        ModelMismatchError: the app makes another model than was trained.
         ResumeError: it was trained with another seed or strategy, which would change the result.
         InUseError: the store belongs to another run.
         StorageError: rounds are there, but none is whole.
     """
-    loaded = store.load(plan.run)
+    loaded = store.load(plan.run, model)
     if loaded is None:
         return None
     for damaged in loaded.damaged:

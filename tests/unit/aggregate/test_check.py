@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onefed import aggregate, arrays
 from onefed.aggregate import WEIGHT_MAX, Update, check, client_order
-from onefed.aggregate.check import MAGNITUDE_MAX
+from onefed.aggregate.check import MAGNITUDE_MAX_FLOAT64
 
 TEMPLATE = {"w": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float64)}
 
@@ -71,7 +71,7 @@ def filled(value: float) -> dict[str, Any]:
         (good("bad", **filled(math.nan)), "'w' holds NaN"),
         (good("bad", **filled(math.inf)), "'w' holds NaN, infinity"),
         (good("bad", **filled(-math.inf)), "'w' holds NaN, infinity"),
-        (good("bad", b=np.array(2 * MAGNITUDE_MAX)), "'b' holds .* an absurd value"),
+        (good("bad", b=np.array(2 * MAGNITUDE_MAX_FLOAT64)), "'b' holds .* an absurd value"),
         (good("bad", w=np.zeros((3, 2), np.float32)), "'w' has shape"),
         (good("bad", w=np.zeros(6, np.float32)), "'w' has shape"),
         (good("bad", b=np.zeros(1)), "'b' has shape"),
@@ -137,7 +137,7 @@ def test_layout_and_order_are_no_fault() -> None:
 
 
 def test_largest_weight_and_magnitude_are_accepted() -> None:
-    update = good("0", weight=WEIGHT_MAX, b=np.array(-MAGNITUDE_MAX))
+    update = good("0", weight=WEIGHT_MAX, b=np.array(-MAGNITUDE_MAX_FLOAT64))
     assert check([update], TEMPLATE).accepted == (update,)
     assert check([update], TEMPLATE, weight_max=WEIGHT_MAX - 1).accepted == ()
 

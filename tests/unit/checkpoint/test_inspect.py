@@ -152,7 +152,7 @@ def test_a_look_at_the_sidecar_shows_what_it_can(export: Series) -> None:
     assert problems[1] is not None
     assert problems[1].startswith("checkpoint_round_2.json: ")
     assert problems[2] == "checkpoint_round_1_state.npz: it is missing"
-    with pytest.raises(DamagedError, match="not the check sum"):
+    with pytest.raises(DamagedError, match="not the digest"):
         export.arrays(3)
 
 

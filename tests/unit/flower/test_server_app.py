@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
 from onefed.arrays import digest
-from onefed.checkpoint import RecoveryStore
+from onefed.checkpoint import ModelMismatchError, RecoveryStore
 from onefed.errors import ExitCode, InUseError, NotFoundError
 from onefed.flower import bundle, loop, server_app
 from onefed.telemetry import events, log
@@ -25,7 +25,7 @@ TASK = """
 import numpy as np
 
 def initial_arrays(run_config):
-    return {"w": np.zeros(3, np.float32)}
+    return {"w": np.zeros(run_config.get("width", 3), np.float32)}
 
 def evaluate(arrays, run_config):
     arrays["w"] += 100.0  # its own affair
@@ -177,6 +177,24 @@ class TestRun:
         assert "no such file: test.csv" in notices[1].message
 
 
+class TestCheckpoints:
+    @pytest.mark.parametrize(
+        ("keep", "left"),
+        [({}, {1, 2, 3, 4}), ({"keep-last": 1}, {4}), ({"keep-last": 1, "keep-every": 2}, {2, 4})],
+    )
+    def test_as_many_stay_as_the_operator_wants(
+        self, machine: Machine, tmp_path: Path, keep: dict[str, int], left: set[int]
+    ) -> None:
+        folder = tmp_path / "exports"
+        settings = {"enabled": True, "interval": 1, "path": str(folder), **keep}
+        changes = {f"checkpoint-{key}": value for key, value in settings.items()}
+
+        machine.run(**changes, **{"num-server-rounds": 4})
+
+        names = {path.name for path in folder.glob("checkpoint_round_*.npz")}
+        assert names == {f"checkpoint_round_{number}.npz" for number in left}
+
+
 class TestResume:
     @pytest.mark.parametrize(
         ("changes", "reason"),
@@ -217,6 +235,15 @@ class TestResume:
 
         assert [event.round for event in machine.of(events.RoundEnd)] == [1, 2, 3]
         assert [notice.level for notice in machine.of(events.Notice)] == ["WARNING"] * warnings
+
+    def test_a_setting_that_changes_the_model_stops_the_run(self, machine: Machine) -> None:
+        machine.run(**{"num-server-rounds": 1})
+
+        with pytest.raises(ModelMismatchError, match="shape"):
+            machine.run(width=4)
+
+        machine.run()
+        assert [event.round for event in machine.of(events.RoundEnd)] == [1, 2]
 
     def test_a_damaged_snapshot_is_passed_over_and_named(self, machine: Machine) -> None:
         machine.run()
