@@ -27,6 +27,7 @@ from campaigns import crashes, results
 from campaigns.disks import Fault, FaultyDisk, File, Folder, Killed, RecordingDisk
 from campaigns.workloads import NOW, RUN, committed, identity
 from onefed.checkpoint import Exporter, Loaded, RecoveryStore, Retention, Snapshot
+from onefed.checkpoint.export import OWNER
 from onefed.checkpoint.files import System
 from onefed.errors import StorageError
 
@@ -134,10 +135,13 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.announced is not None)
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
-        """Flip a bit of one file."""
+        """Flip a bit of one file.
+
+        Not in the one that names the run: a folder of another run is refused, and rightly so.
+        """
         folder: Any = self.disk.at(FOLDER)
         assert isinstance(folder, Folder)
-        name = data.draw(st.sampled_from(sorted(folder.names)))
+        name = data.draw(st.sampled_from(sorted({*folder.names} - {OWNER})))
         file = folder.names[name]
         if isinstance(file, File) and file.content:
             place = data.draw(st.integers(0, len(file.content) - 1))

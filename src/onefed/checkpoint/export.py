@@ -167,8 +167,8 @@ class Exporter:
         files.make_folder(self.folder, system=self.system)
         names = files.names_in(self.folder, system=self.system)
         owner = self._owner(names)
-        if owner != self.run:
-            if any(map(_is_checkpoint, names)):
+        if owner != self.run or OWNER not in names:
+            if owner != self.run and any(map(_is_checkpoint, names)):
                 of = "an unknown run" if owner is None else f"run {shown(owner)}"
                 raise InUseError(
                     f"{self.folder} holds checkpoints of {of}; this is run {shown(self.run)}.",
@@ -207,13 +207,20 @@ class Exporter:
         return Series(self.folder, LAYOUT, system=self.system)
 
     def _owner(self, names: list[str]) -> str | None:
-        """The run that wrote here, as far as its files tell."""
+        """The run that wrote here, as far as its files tell; where none can, damage is an error."""
+        damage = None
         for name in (OWNER, METADATA):
             if name in names:
-                document = files.read_json(self.folder / name, system=self.system)
+                try:
+                    document = files.read_json(self.folder / name, system=self.system)
+                except DamagedError as error:
+                    damage = damage or error
+                    continue
                 run = document.get("run") if isinstance(document, dict) else None
                 if isinstance(run, str):
                     return run
+        if damage is not None:
+            raise damage
         return None
 
 

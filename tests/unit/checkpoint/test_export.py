@@ -214,6 +214,17 @@ def test_metadata_alone_tells_the_run_too(tmp_path: Path) -> None:
     save(Exporter(tmp_path, "run-1", 1), 2)
 
 
+def test_damaged_name_of_the_run_is_read_from_the_metadata(tmp_path: Path) -> None:
+    save(Exporter(tmp_path, "run-1", 1), 1)
+    (tmp_path / "checkpoint_run.json").write_text("{")
+    save(Exporter(tmp_path, "run-1", 1), 2)
+    with pytest.raises(InUseError, match="checkpoints of run 'run-1'"):
+        save(Exporter(tmp_path, "run-2", 1), 1)
+    (tmp_path / "checkpoint_latest.json").write_text("{")
+    with pytest.raises(StorageError, match=r"checkpoint_run\.json is damaged"):
+        save(Exporter(tmp_path, "run-1", 1), 2)
+
+
 def test_folder_whose_checkpoints_were_moved_away_is_free(tmp_path: Path) -> None:
     save(Exporter(tmp_path, "run-1", 1), 1)
     for path in list(tmp_path.iterdir()):

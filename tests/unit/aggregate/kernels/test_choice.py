@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_native_kernels_take_the_widest_instruction_set() -> None:
         selected = selection.select(Choice("native", threads))
         assert selected.native
         assert selected.words == f"native ({widest}), {words}"
-        assert selected == selection.select(Choice("auto", threads)) or selected.native
+        assert selection.select(Choice("auto", threads)).words == selected.words
 
 
 def test_the_package_says_which_kernels_it_uses() -> None:
@@ -69,3 +70,19 @@ def test_the_package_says_which_kernels_it_uses() -> None:
     assert kernels.NATIVE is selection.selected().native
     with pytest.raises(AttributeError, match="no attribute"):
         _ = kernels.MISSING
+
+
+def test_without_the_extension_numpy_takes_over_or_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("native", "_native"):
+        monkeypatch.delattr(kernels, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"{kernels.__name__}.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, f"{kernels.__name__}._native", None)
+    selected = selection.select(Choice("auto", 2))
+    assert selected.kernels is reference
+    assert selected.words == "reference (numpy): the extension is not compiled"
+    with pytest.raises(kernels.KernelsError, match="cannot be loaded") as caught:
+        selection.select(Choice("native", 2))
+    assert caught.value.exit_code is ExitCode.CONFIG
+    assert "ONEFED_KERNELS" in str(caught.value.hint)

@@ -5,7 +5,6 @@
 #include <immintrin.h>
 
 #define TARGET __attribute__((target("avx2,fma")))
-
 #define WIDE_BYTES 32
 #define IN_REGISTER(v) __asm__("" : "+x"(v))
 

@@ -8,16 +8,15 @@
 #define LOWER_DOUBLE(x, y) _mm_min_pd(x, y)
 #define HIGHER_DOUBLE(x, y) _mm_max_pd(x, y)
 #else
-/* x < y is a vector of masks: all bits where it holds, none where it does not. */
-#define CHOSEN(mask, x, y) ((__typeof__(x))(((mask) & (__typeof__(mask))(x)) | (~(mask) & (__typeof__(mask))(y))))
-#define LOWER_FLOAT(x, y) CHOSEN((x) < (y), x, y)
-#define HIGHER_FLOAT(x, y) CHOSEN((x) < (y), y, x)
+/* mask is a vector of integers: all bits set where its comparison holds, none where not. */
+#define CHOSEN(mask, x, y) (((mask) & (__typeof__(mask))(x)) | (~(mask) & (__typeof__(mask))(y)))
+#define LOWER_FLOAT(x, y) (__typeof__(x)) CHOSEN((x) < (y), x, y)
+#define HIGHER_FLOAT(x, y) (__typeof__(x)) CHOSEN((x) < (y), y, x)
 #define LOWER_DOUBLE(x, y) LOWER_FLOAT(x, y)
 #define HIGHER_DOUBLE(x, y) HIGHER_FLOAT(x, y)
 #endif
 
 #define TARGET
-
 #define WIDE_BYTES 16
 #define IN_REGISTER(v) (void)0
 

@@ -64,7 +64,8 @@ TARGET static void NAME(centred)(const void *const *columns, const void *centre,
 TARGET static void NAME(gram)(const void *const *columns, const void *centre, size_t clients,
                               size_t size, double *out, void *scratch) {
     size_t rows = gram_rows(clients);
-    double *restrict tile = scratch, *restrict sums = tile + rows * GRAM_STRIDE;
+    double *tile = scratch, *sums = tile + rows * GRAM_STRIDE;
+    /* Rows of no client, and the sums behind the tile. */
     for (size_t i = clients * GRAM_STRIDE; i < rows * (GRAM_STRIDE + rows); i++) tile[i] = 0.0;
     for (size_t start = 0; start < size; start += GRAM_BLOCK) {
         size_t count = size - start < GRAM_BLOCK ? size - start : GRAM_BLOCK;

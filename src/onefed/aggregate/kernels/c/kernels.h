@@ -19,6 +19,7 @@
 #error "float and double must be computed in their own precision; use the numpy reference instead"
 #endif
 
+/* For functions with arguments that are constants wherever they are called. */
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define CACHE_LINE 64u /* bytes; also the alignment of scratch memory */
 
@@ -49,8 +50,8 @@ extern const kernels baseline_float_kernels, baseline_double_kernels;
 extern const kernels avx2_float_kernels, avx2_double_kernels;
 #endif
 
-/* Tiles of the order statistics: a row of WIDTH elements for each client, in the first-level cache
- * while there are few clients. A multiple of 32, so that rows stay aligned. */
+/* Tiles of the order statistics: a row of this many elements for each client. All rows are in the
+ * first-level cache while there are few clients. A multiple of 32, so that rows stay aligned. */
 static inline size_t ranks_width(size_t clients, size_t item_bytes) {
     size_t width = 16384 / (clients * item_bytes) / 32 * 32;
     return width < 32 ? 32 : width > 512 ? 512 : width;
@@ -61,7 +62,8 @@ static inline size_t ranks_scratch(size_t clients, size_t item_bytes) {
     return ranks_width(clients, item_bytes) * (clients * item_bytes + 2 * sizeof(double));
 }
 
-/* Rows of a tile are a cache line apart from a power of two, so that they do not share cache sets. */
+/* As in docs/numerics.md; and rows of a tile, a cache line more than a power of two apart, so that
+ * they do not compete for the same sets of the cache. Rows go in groups of GRAM_ROWS. */
 enum {
     GRAM_LANES = 4,
     GRAM_BLOCK = 128,
