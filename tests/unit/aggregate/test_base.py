@@ -58,7 +58,7 @@ def test_by_default_one_client_will_do(name: str, updates_of: UpdatesOf) -> None
     rule.step(rule.init(model), model, updates_of([[1.0, 2.0]]), 1)
 
 
-@pytest.mark.parametrize("name", aggregate.RULES.keys() - {"FaultTolerantFedAvg"})
+@pytest.mark.parametrize("name", sorted(aggregate.RULES.keys() - {"FaultTolerantFedAvg"}))
 def test_a_score_needs_one_reply(name: str) -> None:
     assert [aggregate.rule(name).scores_needed(asked) for asked in (1, 2, 1000)] == [1, 1, 1]
 
@@ -72,7 +72,7 @@ def test_a_rule_against_nobody_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", aggregate.RULES.keys() - {"Krum", "MultiKrum", "Bulyan", "FedTrimmedAvg"}
+    "name", sorted(aggregate.RULES.keys() - {"Krum", "MultiKrum", "Bulyan", "FedTrimmedAvg"})
 )
 def test_the_others_have_nothing_to_say(name: str) -> None:
     assert [aggregate.rule(name).remarks(clients) for clients in (1, 4, 100)] == [(), (), ()]
