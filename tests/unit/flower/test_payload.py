@@ -79,7 +79,8 @@ class TestRecords:
     ) -> None:
         shapes = numpy_st.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
         model = {
-            name: data.draw(numpy_st.arrays(arrays.dtype_of(dtype), shapes)) for name in ("b/a", "a", "")
+            name: data.draw(numpy_st.arrays(arrays.dtype_of(dtype), shapes))
+            for name in ("b/a", "a", "")
         }
 
         back = payload.to_arrays(payload.to_record(model))
