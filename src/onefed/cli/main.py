@@ -15,8 +15,10 @@ import typer
 from rich.text import Text
 
 from onefed import context as variables
-from onefed.cli import checkpoint, doctor, look, start
+from onefed.cli import checkpoint, completion, doctor, look, start
+from onefed.cli import context as context_commands
 from onefed.cli.screen import LogFormat, error_console
+from onefed.context.completion import complete as complete_set
 from onefed.errors import ExitCode, OnefedError, StorageError
 from onefed.local.request import Request
 from onefed.local.variables import LAPTOP_ROUNDS
@@ -39,6 +41,7 @@ model = typer.Typer(
 )
 app.add_typer(model, name="model")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(context_commands.app, name="context")
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", help="Number of nodes (SuperNodes).")]
 Rounds = Annotated[
@@ -67,6 +70,7 @@ Set = Annotated[
         "--set",
         metavar="NAME=VALUE",
         help="Set a context variable (FL_...) or a setting of the app; may be repeated.",
+        autocompletion=complete_set,
     ),
 ]
 ContextFile = Annotated[
@@ -262,6 +266,17 @@ def version(
     doctor.version(as_json=json_)
 
 
+@app.command("completion")
+def completion_(
+    shell: Annotated[completion.Shell, typer.Argument(help="The shell that you use.")],
+) -> None:
+    """Print what makes a shell complete commands, options and variables.
+
+    For bash: onefed completion bash > ~/.local/share/bash-completion/completions/onefed
+    """
+    sys.stdout.write(completion.script(command(), shell))
+
+
 @app.command("doctor")
 def doctor_(
     json_: Annotated[bool, typer.Option("--json", "-j", help="As JSON.")] = False,
@@ -288,6 +303,8 @@ def command() -> click.Command:
 
 def _run(arguments: list[str]) -> int:
     program = command()
+    if (instruction := completion.asked(os.environ)) is not None:
+        return completion.answer(program, instruction)
     try:
         with program.make_context("onefed", arguments) as context:
             program.invoke(context)

@@ -11,6 +11,9 @@
 ``outcome``     value, finding, severity, and the error that lists findings
 ``settings``    typed settings of each appliance; the run_config
 ``assignments`` ``--set NAME=VALUE`` on a command line
+``inputs``      USER_INPUTS and CONTEXT of VM and service templates
+``completion``  what a shell offers after ``--set``
+``explain``     every effective value with its source
 ``reference``   docs/context.md
 
 The way through the room: ``parse_context_file``, ``resolve``, then ``superlink_settings`` or

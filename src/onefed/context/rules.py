@@ -20,6 +20,9 @@ Values: TypeAlias = Mapping[str, Value]
 
 SSL_FILES = ("FL_SSL_CA_CERTFILE", "FL_SSL_CERTFILE", "FL_SSL_KEYFILE")
 
+KEEPALIVE_WANTED_S = 10
+"""Servers take more frequent probes for an attack."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CrossRule:
@@ -167,6 +170,22 @@ def ca_for_static_address(values: Values) -> Iterator[Finding]:
         yield _finding(Severity.WARNING, "FL_SSL_CA_CERTFILE", message)
 
 
+def probe_answered_in_time(values: Values) -> Iterator[Finding]:
+    time, timeout = "FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT"
+    time_s, timeout_s = int(values[time].text), int(values[timeout].text)
+    if timeout_s >= time_s:
+        yield _finding(
+            Severity.ERROR,
+            timeout,
+            f"{timeout}={timeout_s} has to be less than {time}={time_s}: a connection is given up "
+            "before it is probed again.",
+            example=str(max(1, time_s // 3)),
+        )
+    if time_s < KEEPALIVE_WANTED_S:
+        message = f"{time}={time_s} probes every idle connection very often: use 10 or more."
+        yield _finding(Severity.WARNING, time, message)
+
+
 def backoff_grows(values: Values) -> Iterator[Finding]:
     if values["FL_EDGE_BACKOFF"].text == "fixed":
         yield from _ignored(values, ("FL_EDGE_MAX_BACKOFF",), "FL_EDGE_BACKOFF is fixed")
@@ -255,6 +274,14 @@ CROSS_RULES = (
         "`FL_SUPERLINK_ADDRESS` with `FL_TLS_ENABLED` set to YES needs `FL_SSL_CA_CERTFILE`; "
         "with `FL_TLS_ENABLED` left out its absence is a WARNING.",
         ca_for_static_address,
+    ),
+    CrossRule(
+        "X23",
+        BOTH,
+        ("FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT"),
+        "`FL_GRPC_KEEPALIVE_TIMEOUT` is less than `FL_GRPC_KEEPALIVE_TIME`; "
+        "a time below 10 gives a WARNING.",
+        probe_answered_in_time,
     ),
     CrossRule(
         "X26",

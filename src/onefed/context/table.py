@@ -553,6 +553,7 @@ _MONITORING = (
         example="json",
         help="Log lines for people or for machines.",
         maps_to="log formatter",
+        in_effect=False,
     ),
     Variable(
         name="FL_METRICS_ENABLED",

@@ -233,13 +233,14 @@ def _resolved(request: Request, environ: Mapping[str, str]) -> Resolved:
             "FL_USE_CASE": request.use_case,
             "FL_SEED": request.seed,
         },
-        _read_context(request.context_file),
+        read_context(request.context_file),
         environ,
         nodes=request.nodes,
     )
 
 
-def _read_context(path: Path | None) -> context.ContextFile | None:
+def read_context(path: Path | None) -> context.ContextFile | None:
+    """What a file of context variables says; None when none was named."""
     if path is None:
         return None
     try:

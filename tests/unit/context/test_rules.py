@@ -145,6 +145,15 @@ def test_x14_static_address_without_ca(material: Material) -> None:
     assert findings(SUPERNODE, **static, **ca, FL_TLS_ENABLED="YES") == []
 
 
+@pytest.mark.parametrize("role", Role)
+def test_x23_a_probe_is_answered_before_the_next_one(role: Role) -> None:
+    time, timeout = "FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT"
+    not_yet = [(WARNING, time), (WARNING, timeout)]
+    assert findings(role, **{time: "60", timeout: "60"}) == [*not_yet, (ERROR, timeout)]
+    assert findings(role, **{time: "30", timeout: "10"}) == not_yet
+    assert findings(role, **{time: "9", timeout: "3"}) == [*not_yet, (WARNING, time)]
+
+
 def test_x26_longest_wait_of_a_fixed_schedule() -> None:
     given = {"FL_EDGE_MAX_BACKOFF": "60"}
     not_yet = [(WARNING, "FL_EDGE_BACKOFF"), (WARNING, "FL_EDGE_MAX_BACKOFF")]

@@ -1,0 +1,192 @@
+"""Every variable of the table, seen where it takes effect: in the program that reads it.
+
+Flower's own parsers read the command lines, the ServerApp reads the run_config, and so on.
+A variable that nothing reads yet is listed by the table (``in_effect``), not skipped in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onefed import context
+from onefed.appliance import programs
+from onefed.appliance.paths import Paths
+from onefed.context import VARIABLES, Level, Role
+from onefed.flower import server_app, strategy
+
+flower_superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
+flower_supernode = importlib.import_module("flwr.supernode.cli.flower_supernode")
+
+PATHS = Paths(Path("/srv/fed"))
+RUN = {"run": "r", "checkpoint-enabled": False}
+
+
+def link(**given: str) -> context.SuperLinkSettings:
+    return context.superlink_settings(context.resolve(Role.SUPERLINK, explicit=given))
+
+
+def node(**given: str) -> context.SuperNodeSettings:
+    return context.supernode_settings(context.resolve(Role.SUPERNODE, explicit=given))
+
+
+def superlink_flags(**given: str) -> argparse.Namespace:
+    """What flower-superlink makes of the command line that it is started with."""
+    program = programs.superlink(link(**given), PATHS, {})[0]
+    return flower_superlink._parse_args_run_superlink().parse_args(program.argv[1:])
+
+
+def supernode_flags(**given: str) -> argparse.Namespace:
+    """What flower-supernode makes of the command line that it is started with."""
+    chosen = node(**given)
+    found = programs.supernode(
+        chosen,
+        PATHS,
+        {},
+        endpoint=str(chosen.superlink_address or "10.0.0.1:9092"),
+        tls=chosen.tls_enabled is not False,
+        private_key=None,
+        node_config=context.render_pairs(chosen.node_config or {}),
+        runtime_port=9094,
+    )
+    by_name = {program.name: program for program in found}
+    parser = flower_supernode._parse_args_run_supernode()
+    return parser.parse_args(by_name["supernode"].argv[1:])
+
+
+def plan(**given: str) -> Any:
+    """What the ServerApp makes of the run_config."""
+    config = {**RUN, **context.run_config(link(**given))}
+    return server_app.make_plan(config, app_sha256="0" * 64)
+
+
+def rule(**given: str) -> Any:
+    """The rule that the ServerApp makes of the run_config."""
+    return strategy.rule(context.run_config(link(**given)))
+
+
+def run_config(**given: str) -> Mapping[str, Any]:
+    return context.run_config(link(**given))
+
+
+def exporter(**given: str) -> Any:
+    config = {**RUN, **run_config(FL_CHECKPOINT_ENABLED="YES", **given)}
+    return server_app._exporter({"checkpoint-path": "/x", **config}, plan())
+
+
+Probe = Callable[..., Any]
+
+SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
+    "FLOWER_VERSION": (lambda **g: link(**g).flower_version, {"": "1.41.0"}),
+    "FL_NUM_ROUNDS": (lambda **g: plan(**g).rounds_total, {"": 3, "10": 10}),
+    "FL_STRATEGY": (lambda **g: type(rule(**g)).__name__, {"": "FedAvg", "FedMedian": "FedMedian"}),
+    "FL_MIN_FIT_CLIENTS": (lambda **g: plan(**g).min_fit_clients, {"": 2, "3": 3}),
+    "FL_MIN_EVALUATE_CLIENTS": (lambda **g: plan(**g).min_evaluate_clients, {"": 2, "3": 3}),
+    "FL_MIN_AVAILABLE_CLIENTS": (lambda **g: plan(**g).min_available_clients, {"": 2, "4": 4}),
+    "FL_FLEET_API_ADDRESS": (
+        lambda **g: superlink_flags(**g).port,
+        {"": 9092, "0.0.0.0:9192": 9192},
+    ),
+    "FL_ISOLATION": (
+        lambda **g: (superlink_flags(**g).isolation, supernode_flags(**g).isolation),
+        {"": ("process",) * 2, "subprocess": ("subprocess",) * 2},
+    ),
+    "FL_DATABASE": (
+        lambda **g: superlink_flags(**g).database,
+        {"": "/srv/fed/opt/flower/state/state.db", "state/x.db": "/srv/fed/opt/flower/state/x.db"},
+    ),
+    "FL_LOG_LEVEL": (
+        lambda **g: programs.superlink(link(**g), PATHS, {})[0].environment["FLWR_LOG_LEVEL"],
+        {"": "INFO", "DEBUG": "DEBUG"},
+    ),
+    "FL_SEED": (lambda **g: plan(**g).seed, {"": 0, "42": 42}),
+    "FL_ROUND_TIMEOUT": (lambda **g: plan(**g).round_timeout_s, {"": 600.0, "120": 120.0}),
+    "FL_RUN_CONFIG": (lambda **g: run_config(**g).get("epochs"), {"": None, "epochs=2": 2}),
+    "FL_SUPERLINK_ADDRESS": (
+        lambda **g: supernode_flags(**g).superlink,
+        {"": "10.0.0.1:9092", "10.0.0.9:9192": "10.0.0.9:9192"},
+    ),
+    "FL_NODE_CONFIG": (
+        lambda **g: supernode_flags(**g).node_config,
+        {"": None, "partition-id=1 num-partitions=2": "partition-id=1 num-partitions=2"},
+    ),
+    "FL_MAX_RETRIES": (lambda **g: supernode_flags(**g).max_retries, {"": None, "0": None, "7": 7}),
+    "FL_MAX_WAIT_TIME": (
+        lambda **g: supernode_flags(**g).max_wait_time,
+        {"": None, "0": None, "60": 60.0},
+    ),
+    "FL_TLS_ENABLED": (
+        lambda **g: (superlink_flags(**g).insecure, supernode_flags(**g).insecure),
+        {"": (False, False), "YES": (False, False), "NO": (True, True)},
+    ),
+    "FL_PROXIMAL_MU": (
+        lambda **g: rule(FL_STRATEGY="FedProx", **g).proximal_mu,
+        {"": 1.0, "0.25": 0.25},
+    ),
+    "FL_SERVER_LR": (lambda **g: rule(FL_STRATEGY="FedAdam", **g).eta, {"": 0.1, "0.01": 0.01}),
+    "FL_CLIENT_LR": (
+        lambda **g: run_config(FL_STRATEGY="FedAdam", **g).get("client-lr"),
+        {"": None, "0.01": 0.01},
+    ),
+    "FL_FEDADAM_TAU": (lambda **g: rule(FL_STRATEGY="FedAdam", **g).tau, {"": 1e-9, "1e-3": 1e-3}),
+    "FL_NUM_MALICIOUS": (
+        lambda **g: rule(FL_STRATEGY="Krum", FL_MIN_AVAILABLE_CLIENTS="5", **g).num_malicious,
+        {"": 0, "1": 1},
+    ),
+    "FL_TRIM_BETA": (
+        lambda **g: rule(FL_STRATEGY="FedTrimmedAvg", **g).beta,
+        {"": 0.2, "0.1": 0.1},
+    ),
+    "FL_CHECKPOINT_ENABLED": (
+        lambda **g: run_config(**g).get("checkpoint-enabled"),
+        {"": None, "YES": True},
+    ),
+    "FL_CHECKPOINT_INTERVAL": (lambda **g: exporter(**g).interval, {"": 5, "1": 1}),
+    "FL_CHECKPOINT_KEEP_LAST": (lambda **g: exporter(**g).retention.keep_last, {"": 0, "3": 3}),
+    "FL_CHECKPOINT_KEEP_EVERY": (
+        lambda **g: exporter(FL_CHECKPOINT_KEEP_LAST="1", **g).retention.keep_every,
+        {"": 0, "50": 50},
+    ),
+}
+"""What the consumer sees of each value; the empty one is the default."""
+
+SEEN_ELSEWHERE = {
+    "FL_CHECKPOINT_PATH": "test_superlink.py: the path that the ServerApp exports to",
+    "FL_SSL_CA_CERTFILE": "test_superlink.py and test_supernode.py: files and a TLS handshake",
+    "FL_SSL_CERTFILE": "test_superlink.py: the certificate that the server shows",
+    "FL_SSL_KEYFILE": "test_superlink.py: the key that the server has",
+    "FL_CERT_EXTRA_SAN": "test_superlink.py: names in the certificate",
+    "FL_USE_CASE": "test_superlink.py: the app that is submitted",
+    "TOKEN": "the guest agent; rule X2 in test_rules.py",
+    "NETWORK": "the guest agent",
+    "REPORT_READY": "the guest agent",
+    "READY_SCRIPT_PATH": "the guest agent",
+    "SSH_PUBLIC_KEY": "the guest agent",
+}
+"""Variables with a test of their own, or whose consumer is not ours."""
+
+WITHOUT_CONSUMER = {row.name for row in VARIABLES.values() if not row.in_effect}
+"""Setting one of them is a WARNING, and the reference marks it."""
+
+
+def test_every_variable_is_seen_somewhere_or_said_to_have_no_consumer() -> None:
+    known = [*SEEN, *SEEN_ELSEWHERE, *WITHOUT_CONSUMER]
+    assert sorted(known) == sorted(VARIABLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (_, seen) in SEEN.items() for value in seen]
+)
+def test_the_consumer_sees_what_was_set(name: str, value: str) -> None:
+    probe, seen = SEEN[name]
+    assert probe(**({name: value} if value else {})) == seen[value]
+
+
+def test_only_the_guest_agent_reads_variables_of_the_platform() -> None:
+    platform = {row.name for row in VARIABLES.values() if row.level is Level.PLATFORM}
+    assert platform <= set(SEEN_ELSEWHERE)
