@@ -268,7 +268,7 @@ def version(
 
 @app.command("completion")
 def completion_(
-    shell: Annotated[completion.Shell, typer.Argument(help="The shell that you use.")],
+    shell: Annotated[completion.Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
 ) -> None:
     """Print what makes a shell complete commands, options and variables.
 
