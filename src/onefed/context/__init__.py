@@ -1,6 +1,7 @@
 """The contextualization variables: one table, and everything that is made from it.
 
-``table``       one row per variable; the use cases and Flower releases that we accept
+``table``       one row per variable
+``requirements``  what values of several rows must be; the use cases and releases that we accept
 ``strategies``  what a value of ``FL_STRATEGY`` reads and needs
 ``variable``    what a row holds
 ``syntax``      rules and parsers for single values; ``pem`` those for certificates and keys
@@ -31,6 +32,7 @@ from onefed.context.outcome import (
     Source,
     Value,
 )
+from onefed.context.requirements import USE_CASES
 from onefed.context.resolve import resolve
 from onefed.context.settings import (
     SuperLinkSettings,
@@ -44,7 +46,6 @@ from onefed.context.syntax import Address, ConfigValue, render_pairs
 from onefed.context.table import (
     CHANGED_DEFAULTS,
     RUN_CONFIG_NAMES,
-    USE_CASES,
     VARIABLES,
 )
 from onefed.context.variable import Level, Role, Variable

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 
 from onefed.context import names
+from onefed.context.requirements import BOTH
 from onefed.context.rules import CROSS_RULES
-from onefed.context.table import BOTH, CHANGED_DEFAULTS, GROUPS
+from onefed.context.table import CHANGED_DEFAULTS, GROUPS
 from onefed.context.variable import Variable
 
 _HEAD = """\

@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 from onefed.context import syntax
 from onefed.context.outcome import Finding, Severity, Value
+from onefed.context.requirements import BOTH, SUPERLINK, SUPERNODE
 from onefed.context.strategies import PARAMETERS, STRATEGIES
-from onefed.context.table import BOTH, RUN_CONFIG_NAMES, SUPERLINK, SUPERNODE, VARIABLES
+from onefed.context.table import RUN_CONFIG_NAMES, VARIABLES
 from onefed.context.variable import Role
 
 Values: TypeAlias = Mapping[str, Value]

@@ -45,7 +45,7 @@ class SuperLinkSettings:
     extra_run_config: Mapping[str, ConfigValue]
     """Keys of the app; none is a key that ``run_config`` makes of a field (FL_RUN_CONFIG)."""
     use_case: str
-    """Built-in app, one of ``table.USE_CASES`` (FL_USE_CASE)."""
+    """Built-in app, one of ``requirements.USE_CASES`` (FL_USE_CASE)."""
     fleet_host: str
     """Where nodes are served: name or IPv4 address; 0.0.0.0 is all (FL_FLEET_API_ADDRESS)."""
     fleet_port: int
@@ -101,7 +101,7 @@ class SuperNodeSettings:
     isolation: str
     """``process`` or ``subprocess`` (FL_ISOLATION)."""
     use_case: str
-    """Built-in app, one of ``table.USE_CASES`` (FL_USE_CASE)."""
+    """Built-in app, one of ``requirements.USE_CASES`` (FL_USE_CASE)."""
     tls_enabled: bool | None
     """None: not set, so the default stands and ``tls.trust`` decides (FL_TLS_ENABLED)."""
     ssl_ca_pem: bytes | None
