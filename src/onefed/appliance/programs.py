@@ -138,38 +138,36 @@ def supernode(
     Args:
         runtime_port: free port on loopback for the node's own Runtime API.
     """
-    separate = settings.isolation == "process"
-    secret = ("--superexec-auth-secret-file", str(paths.superexec_secret)) if separate else ()
-    node = [
-        command("flower-supernode"),
-        *(("--root-certificates", str(paths.certificates / "ca.crt")) if tls else ("--insecure",)),
+    trust = ("--root-certificates", str(paths.certificates / "ca.crt")) if tls else ("--insecure",)
+    shared = [
+        *trust,
         *("--superlink", endpoint),
-        *(("--auth-supernode-private-key", str(private_key)) if private_key else ()),
-        *("--isolation", settings.isolation),
         *("--host", "127.0.0.1", "--port", str(runtime_port)),
         *(("--node-config", node_config) if node_config else ()),
         # 0 means no limit, and Flower would read it as one try: the flag is left out.
         *(("--max-retries", str(settings.max_retries)) if settings.max_retries else ()),
         *(("--max-wait-time", str(settings.max_wait_time_s)) if settings.max_wait_time_s else ()),
-        *secret,
-    ]
-    execution = [
-        command("flower-superexec"),
-        "--insecure",  # the node's Runtime API is plain HTTP on loopback, behind the secret
-        *("--runtime-api-address", f"127.0.0.1:{runtime_port}"),
-        *secret,
     ]
     mine = {
         **base,
         "FLWR_LOG_LEVEL": settings.log_level,
         "ONEFED_DATA_DIR": str(paths.data),
     }
+    if settings.isolation == "process":
+        ours = [sys.executable, "-P", "-m", "onefed.flower.node", *shared]
+        ours += ["--identity", str(paths.node_key)]
+        return (_program("supernode", ours, mine, paths, SUPERNODE_STOP_S),)
+    stock = [
+        command("flower-supernode"),
+        *shared,
+        *(("--auth-supernode-private-key", str(private_key)) if private_key else ()),
+        *("--isolation", settings.isolation),
+    ]
     return (
         replace(
-            _program("supernode", node, mine, paths, SUPERNODE_STOP_S),
+            _program("supernode", stock, mine, paths, SUPERNODE_STOP_S),
             early_deaths_more=SUPERNODE_EARLY_DEATHS_MORE,
         ),
-        *((_program("superexec", execution, mine, paths, SUPERNODE_STOP_S),) if separate else ()),
     )
 
 

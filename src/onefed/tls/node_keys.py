@@ -61,6 +61,14 @@ def ensure(folder: Path, *, owner: Owner | None = None) -> NodeKey:
     return NodeKey(path, public_key, pem.fingerprint(key.public_key()), created=content is None)
 
 
+def private_key(path: Path, *, owner: Owner | None = None) -> ec.EllipticCurvePrivateKey:
+    """The node's private key, for the connection that signs with it."""
+    content = files.read(path)
+    if content is None:
+        raise TlsError(f"There is no key {path}", hint="Boot the node again: it makes one.")
+    return _load(path, content, owner)
+
+
 def encode_for_publication(public_key: bytes) -> str:
     """A public key (OpenSSH text) for OneGate: base64, one line."""
     return pem.encode(_openssh(_public("the node's key", public_key)))

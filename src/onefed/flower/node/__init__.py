@@ -1,0 +1,12 @@
+"""A node of the fleet, in place of Flower's SuperNode, SuperExec and a process start per message.
+
+``loop``        the node: ask, let the app answer, reply
+``polling``     when to ask
+``membership``  join, stay online, leave; back at once after a crash
+``workers``     the node's side of the processes that run apps
+``forks``       these processes
+``wire``        how messages go between the two
+``randomness``  fresh random numbers in forked processes
+``health``      ``GET /health``
+``__main__``    the program
+"""
