@@ -69,6 +69,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from onefed.errors import ExitCode, OnefedError
+from onefed.flower import packing
 
 _LOG = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ class Fleet:
             run_id=proto.metadata.run_id,
             message_id=proto.metadata.message_id,
             message_type=proto.metadata.message_type,
-            round_name=proto.metadata.group_id,
+            round_name=proto.metadata.group_id.removesuffix(packing.OFFER),
             object_ids=tuple(dict.fromkeys(part.object_id for part in iterate_object_tree(tree))),
             expires_at_s=proto.metadata.created_at + proto.metadata.ttl,
             message=proto.SerializeToString(),
@@ -407,7 +408,11 @@ def execute(task: Task, find_app: Callable[[], ClientApp]) -> Answer:
     # The bytes of a message do not hold its own id.
     message.metadata.__dict__["_message_id"] = task.message_id
     try:
-        return _pack(find_app()(message, context), context)
+        may_pack = packing.take_offer(message)
+        reply = find_app()(message, context)
+        if may_pack and reply.has_content():
+            reply.content = packing.pack(reply.content) or reply.content
+        return _pack(reply, context)
     except Exception as error:  # noqa: BLE001 - whatever an app raises
         _LOG.error("The ClientApp raised an exception", exc_info=error)
         code, reason = APP_RAISED, f"{type(error)}:<'{error}'>"

@@ -30,7 +30,7 @@ from onefed import aggregate, arrays
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot
 from onefed.errors import ExitCode, NotFoundError, OnefedError
-from onefed.flower import loop, payload, strategy
+from onefed.flower import loop, packing, payload, strategy
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -92,9 +92,17 @@ def managed(initial_arrays: str, evaluate: str | None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         surroundings = Surroundings.from_environ(os.environ)
+        packing.hasten_pulls()
         log = EventLog(surroundings.events, role="superlink", clock=lambda: datetime.now(UTC))
         try:
-            _train(grid, context.run_config, surroundings, log.emit, initial_arrays, evaluate)
+            _train(
+                packing.PackingGrid(grid),
+                context.run_config,
+                surroundings,
+                log.emit,
+                initial_arrays,
+                evaluate,
+            )
         except Exception as error:
             known = isinstance(error, OnefedError)
             text = str(error) if known else f"{type(error).__name__}: {error}"

@@ -250,7 +250,7 @@ def test_a_coordinator_runs_until_it_is_told_to_stop(create, programs) -> None:
 
 
 def test_a_node_that_boots_twice_keeps_its_identity(create, programs, coordinator, cloud) -> None:
-    programs(flower_supernode=HEALTH, flower_superexec=PAUSE)
+    programs(python=HEALTH)
     cloud.add("superlink", FL_READY="YES", FL_ENDPOINT="127.0.0.1:9092", FL_TLS="NO")
     vm = create(SUPERNODE, FL_TLS_ENABLED="NO")
     keys = []

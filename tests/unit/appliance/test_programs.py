@@ -131,37 +131,44 @@ def test_the_supervisor_is_told_a_file_and_imports_nothing_from_where_it_runs() 
 # --- supernode -----------------------------------------------------------------------------------
 
 
+def stock(**changed: Any) -> Program:
+    """A node that runs Flower's own SuperNode."""
+    [node] = supernode({"FL_ISOLATION": "subprocess"}, **changed).values()
+    return node
+
+
 def test_supernode_with_tls_checks_the_coordinator_and_shows_its_key() -> None:
+    [node] = supernode().values()
+    for each in (node, stock()):
+        assert value_of(each, "--root-certificates") == str(CERTIFICATES / "ca.crt")
+        assert value_of(each, "--superlink") == ENDPOINT
+        assert "--insecure" not in each.argv
+    assert value_of(node, "--identity") == str(PATHS.node_key)
+    assert value_of(stock(), "--auth-supernode-private-key") == str(KEY)
+
+
+def test_supernode_without_tls_checks_nothing_and_shows_no_registered_key() -> None:
+    [node] = supernode(tls=False, private_key=None).values()
+    for each in (node, stock(tls=False, private_key=None)):
+        assert "--insecure" in each.argv
+        assert value_of(each, "--root-certificates") is None
+        assert value_of(each, "--auth-supernode-private-key") is None
+
+
+def test_supernode_in_processes_is_one_program_of_ours_that_answers_on_loopback() -> None:
     started = supernode()
-    node = started["supernode"]
-    assert value_of(node, "--root-certificates") == str(CERTIFICATES / "ca.crt")
-    assert value_of(node, "--auth-supernode-private-key") == str(KEY)
-    assert "--insecure" not in node.argv
-    assert value_of(node, "--superlink") == ENDPOINT
-
-
-def test_supernode_without_tls_has_no_key() -> None:
-    node = supernode(tls=False, private_key=None)["supernode"]
-    assert "--insecure" in node.argv
-    assert value_of(node, "--root-certificates") is None
-    assert value_of(node, "--auth-supernode-private-key") is None
-
-
-def test_supernode_in_processes_has_a_superexec_on_loopback() -> None:
-    started = supernode()
-    assert list(started) == ["supernode", "superexec"]
-    node, execution = started.values()
-    assert (value_of(node, "--host"), value_of(node, "--port")) == ("127.0.0.1", "9094")
-    assert value_of(execution, "--runtime-api-address") == "127.0.0.1:9094"
-    secrets = {value_of(each, "--superexec-auth-secret-file") for each in (node, execution)}
-    assert secrets == {str(PATHS.superexec_secret)}
-
-
-def test_supernode_in_subprocesses_starts_its_apps_itself() -> None:
-    started = supernode({"FL_ISOLATION": "subprocess"})
     assert list(started) == ["supernode"]
-    assert value_of(started["supernode"], "--isolation") == "subprocess"
-    assert value_of(started["supernode"], "--superexec-auth-secret-file") is None
+    node = started["supernode"]
+    assert node.argv[1:4] == ("-P", "-m", "onefed.flower.node")
+    assert (value_of(node, "--host"), value_of(node, "--port")) == ("127.0.0.1", "9094")
+
+
+def test_supernode_in_subprocesses_is_flowers_own_and_starts_its_apps_itself() -> None:
+    node = stock()
+    assert node.argv[0].endswith("/flower-supernode")
+    assert value_of(node, "--isolation") == "subprocess"
+    assert value_of(node, "--superexec-auth-secret-file") is None
+    assert (value_of(node, "--host"), value_of(node, "--port")) == ("127.0.0.1", "9094")
 
 
 @pytest.mark.parametrize(
@@ -254,8 +261,11 @@ def test_the_environment_is_made_and_not_inherited() -> None:
     assert (made["ONEFED_STATE_DIR"], made["ONEFED_EVENTS"]) == ("/srv", "/srv/events.jsonl")
 
 
-def test_a_supernode_outlives_the_minute_in_which_its_superlink_refuses_it() -> None:
-    """Flower keeps a killed node's key for about 60 s; the pauses alone are longer than that."""
+def test_a_stock_supernode_outlives_the_minute_in_which_its_superlink_refuses_it() -> None:
+    """Flower keeps a killed node's key for about 60 s; the pauses alone are longer than that.
+    A node of ours is back at once."""
+    assert supernode()["supernode"].early_deaths_more == 0
+    assert stock().early_deaths_more == programs.SUPERNODE_EARLY_DEATHS_MORE
     early = process.EARLY_DEATHS_MAX + programs.SUPERNODE_EARLY_DEATHS_MORE
     pauses_s = [
         min(process.RESTART_DELAY_S * 2**number, process.RESTART_DELAY_MAX_S)

@@ -68,7 +68,7 @@ def test_a_boot_starts_everything_and_publishes_ready_last(node, cloud) -> None:
     reports = node.boot()
     assert tuple(reports) == IDS
     assert statuses(reports) <= {Status.DONE, Status.UNCHANGED, Status.SKIPPED}
-    assert node.names_started == ["supernode", "superexec"]
+    assert node.names_started == ["supernode"]
     assert tuple(name for name, _ in cloud.published(node.vm)) == PUBLISHED
     attributes = cloud.attributes(node.vm)
     assert attributes["FL_NODE_ID"] == node.vm.vm_id
@@ -82,7 +82,7 @@ def test_the_supernode_is_told_what_was_found_out(node, ca: str) -> None:
     argv = " ".join(node.started[0].argv)
     assert f"--superlink {ENDPOINT}" in argv
     assert f"--root-certificates {node.paths.certificates / 'ca.crt'}" in argv
-    assert f"--auth-supernode-private-key {node.paths.node_key / 'node.key'}" in argv
+    assert f"--identity {node.paths.node_key}" in argv
     assert "--node-config partition-id=0 num-partitions=1" in argv
     assert (node.paths.certificates / "ca.crt").read_bytes() == base64.b64decode(ca)
 
@@ -123,7 +123,7 @@ def test_a_second_boot_changes_nothing(node, cloud) -> None:
     assert statuses(reports) == {Status.UNCHANGED, Status.SKIPPED}
     assert node.files() == files
     assert cloud.published(node.vm) == published
-    assert len(node.started) == 2
+    assert len(node.started) == 1
 
 
 @pytest.mark.usefixtures("link", "supervisor")
@@ -135,7 +135,7 @@ def test_a_boot_after_a_power_cut_starts_the_programs_and_changes_no_file(node, 
     assert [step for step, report in reports.items() if report.status is Status.DONE] == ["SN-11"]
     assert node.files() == files
     assert cloud.published(node.vm) == published
-    assert node.started[2:] == node.started[:2]
+    assert node.started[1:] == node.started[:1]
 
 
 @pytest.mark.usefixtures("link", "supervisor")
@@ -162,15 +162,16 @@ def test_a_port_that_was_taken_meanwhile_is_replaced(node) -> None:
     with socket.create_server(("127.0.0.1", int(port))):
         node.boot()
     assert node.edge().facts["runtime_port"] != port
-    assert node.started[2].argv != node.started[0].argv
+    assert node.started[1].argv != node.started[0].argv
 
 
 @pytest.mark.usefixtures("link", "supervisor")
-def test_only_the_program_that_is_missing_is_started(node) -> None:
+def test_only_a_program_that_is_missing_is_started(node) -> None:
     node.boot()
-    node.running.remove("superexec")
+    assert node.boot()["SN-11"].status is Status.UNCHANGED
+    node.running.remove("supernode")
     assert node.boot()["SN-11"].status is Status.DONE
-    assert node.started[2:] == [node.started[1]]
+    assert len(node.started) == 2
 
 
 # --- context and disk ----------------------------------------------------------------------------
@@ -373,7 +374,7 @@ def test_another_authority_than_the_first_is_refused_and_the_first_is_kept(
     assert caught.value.exit_code is ExitCode.BOOT
     assert "FL_SSL_CA_CERTFILE" in str(caught.value.hint)
     assert (node.paths.certificates / "ca.crt").read_bytes() == pinned
-    assert len(node.started) == 2
+    assert len(node.started) == 1
 
 
 @pytest.mark.usefixtures("link", "supervisor")

@@ -27,7 +27,7 @@ class Keys:
     @classmethod
     def now(cls) -> Keys:
         """Of the global generators of this process."""
-        key = np.random.get_state(legacy=True)[1]  # type: ignore[index]  # noqa: NPY002 - an app's
+        key = np.random.get_state(legacy=True)[1]  # type: ignore[index]
         return cls(random.getstate()[1][:_KEY_WORDS], np.asarray(key).tobytes())
 
 
@@ -41,4 +41,4 @@ def refresh(before: Keys | None = None) -> None:
     if before is None or before.python == now.python:
         random.seed()
     if before is None or before.numpy == now.numpy:
-        np.random.seed()  # noqa: NPY002 - the generator that apps share
+        np.random.seed()
