@@ -6,6 +6,7 @@ superlink    the coordinator's steps (docs/boot.md)
 supernode    a node's steps (docs/boot.md)
 discovery    finding the SuperLink through OneGate; which partition a node trains
 programs     the command line and environment of each program of a machine
+gateway      nginx in front of the SuperLink: its configuration, made and checked
 process      runtime ``process``: programs as children, restarted when they die
 guest        a machine made of processes: boots, keeps its programs running, drains
 

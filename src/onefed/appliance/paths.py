@@ -51,6 +51,15 @@ class Paths:
         return self.config / "superexec.secret"
 
     @property
+    def gateway(self) -> Path:
+        """SuperLink: files of the gateway, which gives up root; 0755."""
+        return self.root / "opt/flower/gateway"
+
+    @property
+    def gateway_configuration(self) -> Path:
+        return self.config / "gateway.conf"
+
+    @property
     def certificates(self) -> Path:
         """TLS material; 0700."""
         return self.root / "opt/flower/certs"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from onefed.appliance import gateway
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
 from onefed.context import SuperLinkSettings, SuperNodeSettings
@@ -32,6 +33,9 @@ a core for every node."""
 
 SUPERLINK_STOP_S = 5.0
 """It waits for open connections, and every round is on disk already."""
+
+GATEWAY_STOP_S = 5.0
+"""It gives up the requests that are under way; nodes ask again."""
 
 SUPERNODE_STOP_S = 10.0
 """Enough to deactivate; a message that was being trained is given up."""
@@ -119,7 +123,18 @@ def superlink(
         ),
         *((_program("superexec", execution, mine, paths, SUPERLINK_STOP_S),) if separate else ()),
         _program("supervisor", supervise, mine, paths, SUPERLINK_STOP_S),
+        *(
+            (_program("gateway", gateway_command(paths), {}, paths, GATEWAY_STOP_S),)
+            if settings.gateway
+            else ()
+        ),
     )
+
+
+def gateway_command(paths: Paths) -> list[str]:
+    """The argument array of the gateway; nginx is looked for at every start."""
+    nginx = gateway.find_nginx() or "nginx"
+    return [nginx, *gateway.arguments(paths.gateway, paths.gateway_configuration)]
 
 
 def supernode(
@@ -176,7 +191,7 @@ def loopback_address(settings: SuperLinkSettings) -> str:
 
     What listens on the Fleet address for others is the gateway, where there is one.
     """
-    return f"127.0.0.1:{settings.fleet_port}"
+    return f"127.0.0.1:{settings.superlink_port}"
 
 
 def database(settings: SuperLinkSettings, paths: Paths) -> Path:

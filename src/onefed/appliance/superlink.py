@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
 from onefed import context
-from onefed.appliance import machine, programs
+from onefed.appliance import gateway, machine, programs
 from onefed.appliance.machine import Edge
+from onefed.appliance.paths import Paths
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
 from onefed.checkpoint import files
 from onefed.tls import material, names, pem
@@ -21,7 +24,13 @@ HEALTH_LIMIT_S = 120.0
 CONTAINER_CHECKPOINT_PATH = "/app/checkpoints"
 """Default of ``FL_CHECKPOINT_PATH``: inside a container; it stands for ``Paths.checkpoints``."""
 
-LOOPBACK_NAME = "IP:127.0.0.1"
+LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - it is compared with, and never bound to
+
+ENROLMENT_SOCKET = "enrolment.sock"
+"""In the gateway's folder: the supervisor listens there."""
+
+LOOPBACK_NAME = f"IP:{LOOPBACK}"
 """As a certificate has to name the host of ``programs.loopback_address``."""
 
 
@@ -46,9 +55,13 @@ def _source(link: SuperLink) -> Outcome:
 
 def _validate(link: SuperLink) -> Outcome:
     link.settings = context.superlink_settings(link.resolution)
-    host = programs.loopback_address(link.settings).rpartition(":")[0]
+    chosen = link.chosen
     if not link.edge.running("superlink"):
-        machine.require_free_port(host, link.settings.fleet_port, "FL_FLEET_API_ADDRESS")
+        setting = "FL_SUPERLINK_PORT" if chosen.gateway else "FL_FLEET_API_ADDRESS"
+        machine.require_free_port(LOOPBACK, chosen.superlink_port, setting)
+    if chosen.gateway and not link.edge.running("gateway"):
+        machine.require_free_port(chosen.fleet_host, chosen.fleet_port, "FL_FLEET_API_ADDRESS")
+        machine.require_free_port(LOOPBACK, chosen.control_port, "FL_CONTROL_API_ADDRESS")
     return unchanged("every variable is valid")
 
 
@@ -149,6 +162,49 @@ def _own_authority(link: SuperLink) -> material.Material:
     )
 
 
+def _gateway(link: SuperLink) -> Outcome:
+    chosen, paths = link.chosen, link.edge.paths
+    if not chosen.gateway:
+        return skipped(f"the SuperLink serves {programs.loopback_address(chosen)} itself")
+    machine.make_folder(paths.gateway, 0o755)
+    machine.make_folder(paths.logs, 0o755)
+    text = gateway.configuration(gateway_of(chosen, paths)).encode()
+    file = paths.gateway_configuration
+    is_news = not file.exists() or file.read_bytes() != text
+    if is_news:
+        files.write_bytes(file, text, mode=0o640)
+    gateway.check(programs.gateway_command(paths), paths.root)
+    return (done if is_news else unchanged)("nginx takes the configuration")
+
+
+def gateway_of(chosen: context.SuperLinkSettings, paths: Paths) -> gateway.Gateway:
+    """The gateway that these settings ask for; the certificates are in place."""
+    folder, tls = paths.certificates, None
+    if chosen.tls_enabled:
+        certificate = folder / material.SERVER_CERTIFICATE
+        held = names.of(pem.certificates(str(certificate), certificate.read_bytes())[0])
+        tls = gateway.Tls(
+            ca_certificate=folder / material.CA_CERTIFICATE,
+            certificate=certificate,
+            key=folder / material.SERVER_KEY,
+            superlink_name=gateway.superlink_name(sorted(held)),
+        )
+    return gateway.Gateway(
+        fleet_address=f"{chosen.fleet_host}:{chosen.fleet_port}",
+        control_address=f"{LOOPBACK}:{chosen.control_port}",
+        superlink_address=programs.loopback_address(chosen),
+        tls=tls,
+        folder=paths.gateway,
+        access_log=paths.logs / "gateway-access.log",
+        enrolment_socket=str((paths.gateway / ENROLMENT_SOCKET).relative_to(paths.root)),
+        connections_per_address=chosen.gateway_connections,
+        requests_per_s=chosen.gateway_rate,
+        # A federation's folder on a laptop is closed to everybody else, and nginx started by root
+        # would give it up.
+        workers_stay_root=os.geteuid() == 0 and paths.root != Path("/"),
+    )
+
+
 def _start(link: SuperLink) -> Outcome:
     edge = link.edge
     base = programs.environment(
@@ -172,7 +228,23 @@ def _health(link: SuperLink) -> Outcome:
         limit_s=HEALTH_LIMIT_S,
         waiting_for=f"an answer to GET /health on {address}",
     )
+    if link.chosen.gateway:
+        fleet = _own_fleet_address(link.chosen)
+        seconds += machine.wait_until(
+            edge,
+            lambda: machine.healthy(fleet, ca_certificate),
+            program="gateway",
+            poll_s=HEALTH_POLL_S,
+            limit_s=HEALTH_LIMIT_S,
+            waiting_for=f"an answer to GET /health on {fleet}, through the gateway,",
+        )
     return done(f"healthy after {seconds:.1f} s") if seconds else unchanged("healthy")
+
+
+def _own_fleet_address(chosen: context.SuperLinkSettings) -> str:
+    """The Fleet address as this machine itself dials it."""
+    host = LOOPBACK if chosen.fleet_host == EVERY_ADDRESS else chosen.fleet_host
+    return f"{host}:{chosen.fleet_port}"
 
 
 def _publish(link: SuperLink) -> Outcome:
@@ -224,10 +296,11 @@ STEPS: tuple[Step[SuperLink], ...] = (
     Step("SL-06", "Environment", _C, "run_config and the supervisor's instructions", _environment),
     Step("SL-07", "Mount directories", _C, "state, recovery, checkpoints", _folders),
     Step("SL-07a", "TLS setup", _C, "certificates are generated, or the operator's used", _tls),
+    Step("SL-07b", "Gateway", _C, "nginx's configuration is made and checked", _gateway),
     Step("SL-08", "Unit file", _C, "systemd units", _unit),
     Step("SL-09", "Wait for Docker", _B, "the container engine answers", _docker),
-    Step("SL-10", "Start", _B, "SuperLink, SuperExec and supervisor run", _start),
-    Step("SL-11", "Health check", _B, "the SuperLink answers over TLS", _health),
+    Step("SL-10", "Start", _B, "SuperLink, SuperExec, supervisor and gateway run", _start),
+    Step("SL-11", "Health check", _B, "SuperLink and gateway answer over TLS", _health),
     Step("SL-12", "Publish", _B, "attributes in OneGate, FL_READY last", _publish),
     Step("SL-13", "Report ready", _P, "READY=YES opens the deployment gate", _ready),
 )

@@ -12,7 +12,7 @@ import re
 
 def parse_certificate(value: str) -> bytes:
     """PEM bytes with one certificate or a chain, from base64."""
-    pem = _base64(value)
+    pem = decode_base64(value)
     if b"PRIVATE KEY" in pem:
         raise ValueError("it holds a private key, which belongs in FL_SSL_KEYFILE only")
     labels = _labels(pem)
@@ -23,7 +23,7 @@ def parse_certificate(value: str) -> bytes:
 
 def parse_private_key(value: str) -> bytes:
     """PEM bytes with one private key that needs no passphrase, from base64."""
-    pem = _base64(value)
+    pem = decode_base64(value)
     if b"ENCRYPTED" in pem:
         raise ValueError("a key without passphrase")
     labels = [label for label in _labels(pem) if label != _EC_PARAMETERS]
@@ -38,7 +38,8 @@ _EC_PARAMETERS = b"EC PARAMETERS"
 """OpenSSL writes this block, the name of a curve, before an elliptic curve key."""
 
 
-def _base64(value: str) -> bytes:
+def decode_base64(value: str) -> bytes:
+    """The bytes of one line of base64."""
     try:
         return base64.b64decode(value, validate=True)
     except ValueError:

@@ -50,6 +50,16 @@ class SuperLinkSettings:
     """Where nodes are served: name or IPv4 address; 0.0.0.0 is all (FL_FLEET_API_ADDRESS)."""
     fleet_port: int
     """1 to 65535 (FL_FLEET_API_ADDRESS)."""
+    control_port: int
+    """On loopback, 1 to 65535; only a gateway listens there (FL_CONTROL_API_ADDRESS)."""
+    gateway: bool
+    """Whether one stands before the SuperLink (FL_GATEWAY, FL_FLEET_API_ADDRESS)."""
+    gateway_connections: int
+    """Requests under way from one address, at least 1 (FL_GATEWAY_CONNECTIONS)."""
+    gateway_rate: int
+    """Requests per second from one address, at least 1 (FL_GATEWAY_RATE)."""
+    superlink_port: int
+    """On loopback, 1024 to 65535; the Fleet port where there is no gateway (FL_SUPERLINK_PORT)."""
     isolation: str
     """``process`` or ``subprocess`` (FL_ISOLATION)."""
     database: str
@@ -62,6 +72,8 @@ class SuperLinkSettings:
     """The operator's server certificate; None exactly when the CA is (FL_SSL_CERTFILE)."""
     ssl_key_pem: bytes | None = dataclasses.field(repr=False)
     """Private key of that certificate. Never log, publish or pass it on (FL_SSL_KEYFILE)."""
+    node_keys: tuple[str, ...]
+    """Lines of OpenSSH public keys of nodes elsewhere that may connect (FL_NODE_KEYS)."""
     cert_extra_san: tuple[str, ...]
     """``IP:<address>`` or ``DNS:<name>``, in normal spelling (FL_CERT_EXTRA_SAN)."""
     checkpoint_enabled: bool
@@ -106,6 +118,8 @@ class SuperNodeSettings:
     """None: not set, so the default stands and ``tls.trust`` decides (FL_TLS_ENABLED)."""
     ssl_ca_pem: bytes | None
     """The operator's CA certificate. None: take it from OneGate (FL_SSL_CA_CERTFILE)."""
+    enrolment_token: str | None = dataclasses.field(repr=False)
+    """Never log, publish or pass it on (FL_ENROLMENT_TOKEN)."""
     edge_backoff: str
     """``exponential`` or ``fixed`` (FL_EDGE_BACKOFF)."""
     edge_max_backoff_s: int
@@ -120,6 +134,7 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
     """Raises ``ContextError`` with every finding that stops, or none."""
     read = _Reader(resolution, Role.SUPERLINK)
     fleet = read.required("FL_FLEET_API_ADDRESS", Address)
+    gateway = read.required("FL_GATEWAY", str) == "always" or not fleet.is_loopback
     return SuperLinkSettings(
         flower_version=read.required("FLOWER_VERSION", str),
         num_rounds=read.required("FL_NUM_ROUNDS", int),
@@ -134,12 +149,18 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         use_case=read.required("FL_USE_CASE", str),
         fleet_host=fleet.host,
         fleet_port=fleet.port,
+        control_port=read.required("FL_CONTROL_API_ADDRESS", Address).port,
+        gateway=gateway,
+        gateway_connections=read.required("FL_GATEWAY_CONNECTIONS", int),
+        gateway_rate=read.required("FL_GATEWAY_RATE", int),
+        superlink_port=read.required("FL_SUPERLINK_PORT", int) if gateway else fleet.port,
         isolation=read.required("FL_ISOLATION", str),
         database=read.required("FL_DATABASE", str),
         tls_enabled=read.required("FL_TLS_ENABLED", bool),
         ssl_ca_pem=read.optional("FL_SSL_CA_CERTFILE", bytes),
         ssl_certificate_pem=read.optional("FL_SSL_CERTFILE", bytes),
         ssl_key_pem=read.optional("FL_SSL_KEYFILE", bytes),
+        node_keys=read.optional("FL_NODE_KEYS", tuple) or (),
         cert_extra_san=read.optional("FL_CERT_EXTRA_SAN", tuple) or (),
         checkpoint_enabled=read.required("FL_CHECKPOINT_ENABLED", bool),
         checkpoint_interval_rounds=read.required("FL_CHECKPOINT_INTERVAL", int),
@@ -165,6 +186,7 @@ def supernode_settings(resolution: Resolution) -> SuperNodeSettings:
         use_case=read.required("FL_USE_CASE", str),
         tls_enabled=tls if resolution.values["FL_TLS_ENABLED"].is_set else None,
         ssl_ca_pem=read.optional("FL_SSL_CA_CERTFILE", bytes),
+        enrolment_token=read.optional("FL_ENROLMENT_TOKEN", str),
         edge_backoff=read.required("FL_EDGE_BACKOFF", str),
         edge_max_backoff_s=read.required("FL_EDGE_MAX_BACKOFF", int),
         log_level=read.required("FL_LOG_LEVEL", str),

@@ -63,6 +63,11 @@ class Address:
     host: str
     port: int
 
+    @property
+    def is_loopback(self) -> bool:
+        """Only this machine reaches it."""
+        return self.host == "localhost" or self.host.startswith("127.")
+
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onefed.context import syntax
+from onefed.context import access, syntax
 from onefed.context.requirements import (
     ABOVE_ZERO,
     ADDRESS,
@@ -113,9 +113,8 @@ _CORE = (
         default="127.0.0.1:9093",
         rule=ADDRESS,
         example="127.0.0.1:9193",
-        help="Where the coordinator takes commands.",
+        help="Where the gateway takes commands; only the port counts, the address is loopback.",
         maps_to="Control API",
-        in_effect=False,
         changed="Whoever reaches the Control API runs code on every node, "
         "so it listens on loopback only.",
     ),
@@ -652,6 +651,7 @@ GROUPS: Mapping[str, tuple[Variable, ...]] = {
     "Core": _CORE,
     "Connection of a SuperNode": _CONNECTION,
     "TLS": _TLS,
+    "Who may connect": access.ROWS,
     "Framework and use case": _USE_CASE,
     "Training": _TRAINING,
     "Checkpoints": _CHECKPOINTS,

@@ -133,7 +133,12 @@ class Cloud:
     def _create(self, role: str, name: str, endpoint: str) -> VmRecord:
         """A machine's disk: its context and token where the platform puts them."""
         paths = Paths(self._dir.root(name))
-        variables = {"FL_FLEET_API_ADDRESS": f"{ADDRESS}:{free_port()}", **self._spec.context}
+        free = {
+            "FL_FLEET_API_ADDRESS": f"{ADDRESS}:{free_port()}",
+            "FL_CONTROL_API_ADDRESS": f"{ADDRESS}:{free_port()}",
+            "FL_SUPERLINK_PORT": str(free_port()),
+        }
+        variables = {**free, **self._spec.context}
         record = self._model.add_vm(
             role,
             f"{name.replace('/', '_')}_(service_{SERVICE_ID})",

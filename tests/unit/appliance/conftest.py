@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import os
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -97,14 +98,20 @@ class FakeFlower:
     """Programs that answer ``GET /health`` where their command line says, and do nothing else.
 
     With TLS they use the certificate and key that they are told to use.
+    A gateway is none of Flower's: it is the real program.
     """
 
     def __init__(self) -> None:
         self.healthy = True
         """While False, they answer 503."""
         self._servers: dict[str, http.server.HTTPServer] = {}
+        self._gateways: list[subprocess.Popen[bytes]] = []
 
     def start(self, program: Program) -> None:
+        if program.name == "gateway":
+            self._gateways.append(
+                subprocess.Popen(program.argv, cwd=program.folder, env=dict(program.environment))
+            )
         if program.name not in PROGRAMS_WITH_HEALTH:
             return
         flags = dict(zip(program.argv, program.argv[1:], strict=False))
@@ -133,6 +140,10 @@ class FakeFlower:
             server.shutdown()
             server.server_close()
         self._servers.clear()
+        for gateway in self._gateways:
+            gateway.terminate()
+            gateway.wait()
+        self._gateways.clear()
 
 
 @dataclass

@@ -81,8 +81,8 @@ def test_superlink_without_tls_has_neither_certificates_nor_keys() -> None:
 
 def test_superlink_in_processes_has_a_superexec_that_shares_its_secret() -> None:
     started = superlink()
-    assert list(started) == ["superlink", "superexec", "supervisor"]
-    link, execution, _ = started.values()
+    assert list(started) == ["superlink", "superexec", "supervisor", "gateway"]
+    link, execution, *_ = started.values()
     assert value_of(link, "--isolation") == "process"
     secrets = {value_of(each, "--superexec-auth-secret-file") for each in (link, execution)}
     assert secrets == {str(PATHS.superexec_secret)}
@@ -91,17 +91,30 @@ def test_superlink_in_processes_has_a_superexec_that_shares_its_secret() -> None
 
 def test_superlink_in_subprocesses_starts_its_apps_itself() -> None:
     started = superlink(FL_ISOLATION="subprocess")
-    assert list(started) == ["superlink", "supervisor"]
+    assert list(started) == ["superlink", "supervisor", "gateway"]
     assert value_of(started["superlink"], "--isolation") == "subprocess"
     assert value_of(started["superlink"], "--superexec-auth-secret-file") is None
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9192", "127.0.0.1:9192", "10.0.0.5:9192"])
 def test_superlink_listens_on_loopback_whatever_the_fleet_address(address: str) -> None:
-    started = superlink(FL_FLEET_API_ADDRESS=address)
+    """Behind a gateway it has a port of its own, since the gateway has that of the address."""
+    started = superlink(FL_FLEET_API_ADDRESS=address, FL_SUPERLINK_PORT="9191")
     link = started["superlink"]
-    assert (value_of(link, "--host"), value_of(link, "--port")) == ("127.0.0.1", "9192")
-    assert value_of(started["superexec"], "--runtime-api-address") == "127.0.0.1:9192"
+    port = "9192" if address.startswith("127.") else "9191"
+    assert ("gateway" in started) == (port == "9191")
+    assert (value_of(link, "--host"), value_of(link, "--port")) == ("127.0.0.1", port)
+    assert value_of(started["superexec"], "--runtime-api-address") == f"127.0.0.1:{port}"
+
+
+def test_the_gateway_runs_from_its_configuration_and_is_told_nothing_else() -> None:
+    started = superlink(FL_FLEET_API_ADDRESS="127.0.0.1:9192", FL_GATEWAY="always")
+    front = started["gateway"]
+    assert front.argv[0].endswith("nginx")
+    assert value_of(front, "-c") == str(PATHS.gateway_configuration)
+    assert value_of(front, "-p") == str(PATHS.gateway)
+    assert value_of(front, "-e") == "stderr"
+    assert front.environment == {}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +212,8 @@ def test_every_program_has_a_log_a_name_and_a_limit_for_its_end(
     assert logs == [PATHS.logs / f"{name}.log" for name in started]
     assert all(program.folder == PATHS.root for program in started.values())
     assert all(0 < program.stop_timeout_s <= 30 for program in started.values())
-    assert all(program.environment["BASE"] == "1" for program in started.values())
+    ours = [program for name, program in started.items() if name != "gateway"]
+    assert all(program.environment["BASE"] == "1" for program in ours)
 
 
 def test_hostile_values_stay_single_arguments() -> None:

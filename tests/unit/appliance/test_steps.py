@@ -15,10 +15,10 @@ from onefed.appliance.steps import BootError, Outcome, Report, Stage, Status, St
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 
 SUPERLINK_IDS = (
-    *("SL-01", "SL-02", "SL-03", "SL-04", "SL-05", "SL-06", "SL-07", "SL-07a", "SL-08"),
-    *("SL-09", "SL-10", "SL-11", "SL-12", "SL-13"),
+    *("SL-01", "SL-02", "SL-03", "SL-04", "SL-05", "SL-06", "SL-07", "SL-07a"),
+    *("SL-07b", "SL-08", "SL-09", "SL-10", "SL-11", "SL-12", "SL-13"),
 )
-"""boot.md, section 4; its last line, without a number there, is SL-13."""
+"""boot.md, section 4; its last line, without a number there, is SL-13, and SL-07b is ours."""
 
 SUPERNODE_IDS = (
     *("SN-01", "SN-02", "SN-03", "SN-04", "SN-05", "SN-06", "SN-07", "SN-07b", "SN-07c"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from onefed.appliance import superlink
+from onefed.appliance import machine, superlink
 from onefed.appliance.steps import BootError, Status
 from onefed.context import ContextError
 from onefed.errors import ExitCode
@@ -64,6 +64,35 @@ def test_a_boot_starts_everything_and_publishes_ready_last(coordinator, cloud) -
     assert attributes["READY"] == attributes["FL_READY"] == "YES"
     published = base64.b64decode(attributes["FL_CA_CERT"])
     assert published == (coordinator.paths.certificates / "ca.crt").read_bytes()
+
+
+@pytest.mark.usefixtures("nginx")
+def test_a_boot_with_a_gateway_serves_the_fleet_address_through_it(coordinator, cloud) -> None:
+    """The SuperLink has another port, its own programs dial it there, and nodes the gateway."""
+    coordinator.variables |= {
+        "FL_GATEWAY": "always",
+        "FL_SUPERLINK_PORT": str(machine.free_port()),
+        "FL_CONTROL_API_ADDRESS": f"127.0.0.1:{machine.free_port()}",
+    }
+    reports = coordinator.boot()
+    assert coordinator.names_started == ["superlink", "superexec", "supervisor", "gateway"]
+    assert reports["SL-07b"].status is Status.DONE
+    endpoint = cloud.attributes(coordinator.vm)["FL_ENDPOINT"]
+    assert endpoint == coordinator.variables["FL_FLEET_API_ADDRESS"]
+    behind = f"127.0.0.1:{coordinator.variables['FL_SUPERLINK_PORT']}"
+    assert instructions(coordinator)["superlink"] == behind
+    ca_certificate = coordinator.paths.certificates / "ca.crt"
+    assert machine.healthy(endpoint, ca_certificate)
+    assert machine.healthy(behind, ca_certificate)
+    assert coordinator.boot()["SL-07b"].status is Status.UNCHANGED
+
+
+@pytest.mark.usefixtures("nginx")
+def test_an_operators_certificate_needs_a_name_for_the_gateway(coordinator) -> None:
+    coordinator.variables |= {"FL_GATEWAY": "always", **operator_files("IP:127.0.0.1")}
+    with pytest.raises(BootError) as caught:
+        coordinator.boot()
+    assert "DNS:localhost" in str(caught.value)
 
 
 def test_nothing_is_published_before_the_superlink_is_healthy(

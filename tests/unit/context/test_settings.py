@@ -55,12 +55,18 @@ def test_superlink_defaults() -> None:
         use_case="image-classification",
         fleet_host="0.0.0.0",
         fleet_port=9092,
+        control_port=9093,
+        gateway=True,
+        gateway_connections=512,
+        gateway_rate=200,
+        superlink_port=9091,
         isolation="process",
         database="state/state.db",
         tls_enabled=True,
         ssl_ca_pem=None,
         ssl_certificate_pem=None,
         ssl_key_pem=None,
+        node_keys=(),
         cert_extra_san=(),
         checkpoint_enabled=False,
         checkpoint_interval_rounds=5,
@@ -70,6 +76,23 @@ def test_superlink_defaults() -> None:
         log_level="INFO",
         log_format="text",
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "wish", "gateway", "port"),
+    [
+        ("0.0.0.0:9192", "auto", True, 9091),
+        ("10.0.0.5:9192", "auto", True, 9091),
+        ("127.0.0.1:9192", "auto", False, 9192),
+        ("localhost:9192", "auto", False, 9192),
+        ("127.0.0.1:9192", "always", True, 9091),
+    ],
+)
+def test_a_gateway_stands_where_others_can_come(
+    address: str, wish: str, gateway: bool, port: int
+) -> None:
+    settings = superlink(FL_FLEET_API_ADDRESS=address, FL_GATEWAY=wish)
+    assert (settings.gateway, settings.superlink_port) == (gateway, port)
 
 
 def test_supernode_defaults_leave_open_what_nobody_said() -> None:
@@ -83,6 +106,7 @@ def test_supernode_defaults_leave_open_what_nobody_said() -> None:
         use_case="image-classification",
         tls_enabled=None,
         ssl_ca_pem=None,
+        enrolment_token=None,
         edge_backoff="exponential",
         edge_max_backoff_s=300,
         log_level="INFO",

@@ -62,6 +62,12 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "FL_MAX_RETRIES": INTEGERS,
     "FL_MAX_WAIT_TIME": INTEGERS,
     "FL_TLS_ENABLED": BOOLEANS,
+    "FL_GATEWAY": ("YES", "never"),
+    "FL_GATEWAY_CONNECTIONS": POSITIVE,
+    "FL_GATEWAY_RATE": POSITIVE,
+    "FL_SUPERLINK_PORT": ("80", *POSITIVE),
+    "FL_NODE_KEYS": ("no base64!", "QUJD", base64.b64encode(b"ssh-ed25519 AAAA").decode()),
+    "FL_ENROLMENT_TOKEN": ("onefed-short", "x" * 50, "onefed-" + "$" * 43),
     "FL_SSL_CA_CERTFILE": ("no base64!", "QUJD"),
     "FL_SSL_CERTFILE": ("no base64!", "QUJD"),
     "FL_SSL_KEYFILE": ("no base64!", "QUJD"),
@@ -130,6 +136,12 @@ def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
         "FL_SEED",
         "FL_RUN_CONFIG",
         "FL_ROUND_TIMEOUT",
+        "FL_GATEWAY",
+        "FL_GATEWAY_CONNECTIONS",
+        "FL_GATEWAY_RATE",
+        "FL_SUPERLINK_PORT",
+        "FL_NODE_KEYS",
+        "FL_ENROLMENT_TOKEN",
         "FL_CHECKPOINT_KEEP_LAST",
         "FL_CHECKPOINT_KEEP_EVERY",
     }
@@ -153,6 +165,8 @@ def test_example_is_accepted(row: Variable, material: Material) -> None:
     example = row.example
     if row.kind is Kind.TEXT64:
         example = material.key if row.secret else material.certificate
+    if row.name == "FL_NODE_KEYS":
+        example = base64.b64encode(b"ecdsa-sha2-nistp384 " + b"A" * 180).decode()
     resolution = resolve(role_of(row), explicit={row.name: f" {example} "})
     assert not [error for error in resolution.errors if error.rule]
     assert resolution.values[row.name].text == example
@@ -239,6 +253,19 @@ def test_private_key_in_place_of_a_certificate_is_refused(material: Material) ->
     for name in ("FL_SSL_CA_CERTFILE", "FL_SSL_CERTFILE"):
         with pytest.raises(ValueError, match="holds a private key"):
             VARIABLES[name].parse(material.key)
+
+
+def test_node_keys_are_lines_with_comments_left_out() -> None:
+    keys = ["ecdsa-sha2-nistp384 " + "A" * 180, "ecdsa-sha2-nistp256 " + "B" * 100 + " site-2"]
+    text = "\n".join(["# our sites", *keys, ""])
+    found = VARIABLES["FL_NODE_KEYS"].parse(base64.b64encode(text.encode()).decode())
+    assert found == tuple(keys)
+
+
+def test_a_private_node_key_is_refused_by_name() -> None:
+    pasted = base64.b64encode(b"-----BEGIN OPENSSH PRIVATE KEY-----").decode()
+    with pytest.raises(ValueError, match="never leaves its node"):
+        VARIABLES["FL_NODE_KEYS"].parse(pasted)
 
 
 def test_key_with_passphrase_is_refused(material: Material) -> None:
