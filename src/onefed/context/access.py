@@ -72,7 +72,7 @@ ROWS = (
         ours=True,
     ),
     Variable(
-        name="FLSUPERLINK_PORT",
+        name="FL_SUPERLINK_PORT",
         appliances=SUPERLINK,
         level=Level.INSTANCE,
         default="9091",
@@ -103,7 +103,7 @@ ROWS = (
     Variable(
         name="FL_ENROLMENT_TOKEN",
         appliances=SUPERNODE,
-        level=Level.MULTI_SITE,
+        level=Level.INSTANCE,
         default="",
         rule=syntax.pattern(
             "must be a token as onefed nodes token prints it", r"onefed-[A-Za-z0-9_-]{43}"

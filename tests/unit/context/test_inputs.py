@@ -61,7 +61,9 @@ def test_no_form_asks_for_a_private_key(profile: Profile) -> None:
     asked = set(inputs.service_inputs(profile))
     for role in inputs.ROLES[profile]:
         asked |= set(inputs.role_inputs(profile, role)) | set(inputs.vm_inputs(role))
-    assert not {name for name in asked if VARIABLES[name].secret}
+    # A token works once and expires; it has to get into a machine outside of any service somehow.
+    secrets = {name for name in asked if VARIABLES[name].secret}
+    assert secrets <= {"FL_ENROLMENT_TOKEN"}
 
 
 @pytest.mark.parametrize("role", Role)
