@@ -64,6 +64,11 @@ PUSHES_MAX = 3
 """Of one reply: a SuperLink that was restarted in between forgets what was sent."""
 
 
+FETCH_S = 2.0
+"""A SuperLink gives out no reply of a node that is offline, not even one that it has: a node stays
+for so long after its last reply. Our ServerApp looks every half second."""
+
+
 class Wake:
     """Lets a signal, or another thread, end any wait of the node."""
 
@@ -85,6 +90,10 @@ class Wake:
         if not self.is_stopping:
             select.select([self._reader], [], [], seconds)
         return self.is_stopping
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, whatever happens."""
+        select.select([], [], [], max(0.0, seconds))
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,8 @@ class Node:
         self._kept: dict[str, bytes] = {}
         """Parts of the last message."""
         self._transfers = ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer")
+        self._replied_s: float | None = None
+        """When the last reply was sent."""
         self.is_connected = False
 
     def run(self) -> None:
@@ -159,6 +170,8 @@ class Node:
             self._join()
             while not self._wake.is_stopping:
                 self._wake.wait(self._turn())
+            if self._replied_s is not None and self._lost_since_s is None:
+                self._wake.sleep(self._replied_s + FETCH_S - self._clock())
         finally:
             self.is_connected = False
             self._membership.leave()
