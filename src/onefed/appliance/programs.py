@@ -170,7 +170,7 @@ def supernode(
     }
     if settings.isolation == "process":
         ours = [sys.executable, "-P", "-m", "onefed.flower.node", *shared]
-        ours += ["--identity", str(paths.node_key)]
+        ours += ["--identity", str(paths.node_key), "--app-start", settings.app_start]
         return (_program("supernode", ours, mine, paths, SUPERNODE_STOP_S),)
     stock = [
         command("flower-supernode"),

@@ -110,6 +110,9 @@ class SuperNodeSettings:
     """At least 1. None: never give up, leave the flag out (FL_MAX_RETRIES)."""
     max_wait_time_s: int | None
     """At least 1. None: never give up, leave the flag out (FL_MAX_WAIT_TIME)."""
+    app_start: str
+    """``auto``, ``fork`` or ``fresh``; of no effect where the isolation is ``subprocess``
+    (FL_APP_START)."""
     isolation: str
     """``process`` or ``subprocess`` (FL_ISOLATION)."""
     use_case: str
@@ -182,6 +185,7 @@ def supernode_settings(resolution: Resolution) -> SuperNodeSettings:
         node_config=read.optional("FL_NODE_CONFIG", dict),
         max_retries=read.required("FL_MAX_RETRIES", int) or None,
         max_wait_time_s=read.required("FL_MAX_WAIT_TIME", int) or None,
+        app_start=read.required("FL_APP_START", str),
         isolation=read.required("FL_ISOLATION", str),
         use_case=read.required("FL_USE_CASE", str),
         tls_enabled=tls if resolution.values["FL_TLS_ENABLED"].is_set else None,

@@ -229,6 +229,18 @@ _CONNECTION = (
         maps_to="`--max-wait-time`",
         changed="Flower reads 0 as no wait; here it means that the flag is left out.",
     ),
+    Variable(
+        name="FL_APP_START",
+        appliances=SUPERNODE,
+        level=Level.INSTANCE,
+        default="auto",
+        rule=syntax.one_of(("auto", "fork", "fresh")),
+        example="fresh",
+        help="How a message gets its process: forked from one that has imported the app where that "
+        "is safe (`auto`), always forked, or importing the app anew (`fresh`).",
+        maps_to="`--app-start`",
+        ours=True,
+    ),
 )
 
 _TLS = (

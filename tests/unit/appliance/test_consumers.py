@@ -21,6 +21,7 @@ from onefed.context import VARIABLES, Level, Role
 from onefed.flower import server_app, strategy
 
 flower_superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
+our_node = importlib.import_module("onefed.flower.node.__main__")
 flower_supernode = importlib.import_module("flwr.supernode.cli.flower_supernode")
 
 PATHS = Paths(Path("/srv/fed"))
@@ -42,7 +43,7 @@ def superlink_flags(**given: str) -> argparse.Namespace:
 
 
 def supernode_flags(**given: str) -> argparse.Namespace:
-    """What flower-supernode makes of the command line that it is started with."""
+    """What our node, or flower-supernode, makes of the command line that it is started with."""
     chosen = node(**given)
     found = programs.supernode(
         chosen,
@@ -54,9 +55,10 @@ def supernode_flags(**given: str) -> argparse.Namespace:
         node_config=context.render_pairs(chosen.node_config or {}),
         runtime_port=9094,
     )
-    by_name = {program.name: program for program in found}
-    parser = flower_supernode._parse_args_run_supernode()
-    return parser.parse_args(by_name["supernode"].argv[1:])
+    argv = {program.name: program for program in found}["supernode"].argv
+    if argv[1:4] == ("-P", "-m", "onefed.flower.node"):
+        return our_node._options(argv[4:])
+    return flower_supernode._parse_args_run_supernode().parse_args(argv[1:])
 
 
 def plan(**given: str) -> Any:
@@ -93,8 +95,11 @@ SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
         {"": 9092, "0.0.0.0:9192": 9192},
     ),
     "FL_ISOLATION": (
-        lambda **g: (superlink_flags(**g).isolation, supernode_flags(**g).isolation),
-        {"": ("process",) * 2, "subprocess": ("subprocess",) * 2},
+        lambda **g: (
+            superlink_flags(**g).isolation,
+            getattr(supernode_flags(**g), "isolation", "our node"),
+        ),
+        {"": ("process", "our node"), "subprocess": ("subprocess",) * 2},
     ),
     "FL_DATABASE": (
         lambda **g: superlink_flags(**g).database,
@@ -113,13 +118,14 @@ SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
     ),
     "FL_NODE_CONFIG": (
         lambda **g: supernode_flags(**g).node_config,
-        {"": None, "partition-id=1 num-partitions=2": "partition-id=1 num-partitions=2"},
+        {"": "", "partition-id=1 num-partitions=2": "partition-id=1 num-partitions=2"},
     ),
     "FL_MAX_RETRIES": (lambda **g: supernode_flags(**g).max_retries, {"": None, "0": None, "7": 7}),
     "FL_MAX_WAIT_TIME": (
         lambda **g: supernode_flags(**g).max_wait_time,
         {"": None, "0": None, "60": 60.0},
     ),
+    "FL_APP_START": (lambda **g: supernode_flags(**g).app_start, {"": "auto", "fork": "fork"}),
     "FL_TLS_ENABLED": (
         lambda **g: (superlink_flags(**g).insecure, supernode_flags(**g).insecure),
         {"": (False, False), "YES": (False, False), "NO": (True, True)},

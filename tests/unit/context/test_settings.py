@@ -102,6 +102,7 @@ def test_supernode_defaults_leave_open_what_nobody_said() -> None:
         node_config=None,
         max_retries=None,
         max_wait_time_s=None,
+        app_start="auto",
         isolation="process",
         use_case="image-classification",
         tls_enabled=None,
