@@ -31,6 +31,7 @@ from flwr.proto.control_pb2 import (
     StartRunRequest,
     StopRunRequest,
     StreamLogsRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.control import ControlHttpClient
@@ -90,6 +91,10 @@ class NodeStatus:
     """The name it was registered with; ours says which client it is (see ``clients``)."""
     status: str
     """``registered``, ``online``, ``offline`` or ``unregistered``."""
+    public_key: bytes = b""
+    """PEM."""
+    seen_at: str = ""
+    """When it came or went last, as Flower writes times (ISO 8601); empty: never."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +162,23 @@ class Control:
             raise
         return int(answer.node_id)
 
+    def unregister_node(self, node_id: int) -> None:
+        """Refuse a node from now on. Flower never takes its key again, in this database."""
+        with _asking(f"refuse node {node_id}"):
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
     def nodes(self) -> tuple[NodeStatus, ...]:
         """Every registered node, by node id."""
         with _asking("list the nodes"):
             answer = self._client.ListNodes(ListNodesRequest())
         return tuple(
-            NodeStatus(node_id=info.node_id, name=info.name, status=info.status)
+            NodeStatus(
+                node_id=info.node_id,
+                name=info.name,
+                status=info.status,
+                public_key=bytes(info.public_key),
+                seen_at=max(info.last_activated_at, info.last_deactivated_at),
+            )
             for info in sorted(answer.nodes_info, key=lambda info: info.node_id)
         )
 
