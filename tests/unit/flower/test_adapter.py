@@ -41,7 +41,15 @@ CALLS: Sequence[tuple[str, str, int, tuple[str, ...]]] = [
     *(
         ("flwr.supercore.control", f"ControlHttpClient.{name}", 2, ())
         for name in (
-            *("RegisterNode", "ListNodes", "StartRun", "ListRuns", "StopRun", "StreamLogs"),
+            *(
+                "RegisterNode",
+                "UnregisterNode",
+                "ListNodes",
+                "StartRun",
+                "ListRuns",
+                "StopRun",
+                "StreamLogs",
+            ),
         )
     ),
     ("flwr.supercore.control", "ControlHttpClient.close", 1, ()),
@@ -54,7 +62,12 @@ FIELDS: Sequence[tuple[str, str, tuple[str, ...]]] = [
     ("flwr.proto.control_pb2", "RegisterNodeResponse", ("node_id",)),
     ("flwr.proto.control_pb2", "ListNodesRequest", ()),
     ("flwr.proto.control_pb2", "ListNodesResponse", ("nodes_info",)),
-    ("flwr.proto.node_pb2", "NodeInfo", ("node_id", "name", "status")),
+    ("flwr.proto.control_pb2", "UnregisterNodeRequest", ("node_id",)),
+    (
+        "flwr.proto.node_pb2",
+        "NodeInfo",
+        ("node_id", "name", "status", "public_key", "last_activated_at", "last_deactivated_at"),
+    ),
     ("flwr.proto.control_pb2", "StartRunRequest", ("fab", "override_config")),
     ("flwr.proto.control_pb2", "StartRunResponse", ("run_id",)),
     ("flwr.proto.fab_pb2", "Fab", ("hash_str", "content")),
@@ -197,6 +210,19 @@ class TestRealSuperLink:
         assert [nodes[node_id].name for node_id in ids] == ["client:a", "client:b"]
         assert {nodes[node_id].status for node_id in ids} == {"registered"}
         assert list(nodes) == sorted(nodes)
+
+    def test_an_unregistered_node_is_refused_for_good(
+        self, control: Any, adapter: Any, new_key: Callable[[], bytes]
+    ) -> None:
+        public_key = new_key()
+        node_id = control.register_node(public_key, "client:9")
+        [node] = [each for each in control.nodes() if each.node_id == node_id]
+        assert (node.public_key, node.seen_at) == (public_key, "")
+        control.unregister_node(node_id)
+        [node] = [each for each in control.nodes() if each.node_id == node_id] or [None]
+        assert node is None or node.status == "unregistered"
+        with pytest.raises(adapter.KeyKnownError):
+            control.register_node(public_key, "client:9")
 
     def test_a_key_that_is_known_is_told_apart_from_one_that_is_no_key(
         self, control: Any, adapter: Any, new_key: Callable[[], bytes]
