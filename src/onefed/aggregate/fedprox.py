@@ -27,3 +27,8 @@ class FedProx(MeanRule):
 
     proximal_mu: float = parameter(1.0, at_least=0.0)
     """mu, 0 or more; typically 0.001 to 1."""
+
+    @property
+    def told(self) -> dict[str, float]:
+        """What clients find in their message, under the name that Flower's own strategy uses."""
+        return {"proximal-mu": float(self.proximal_mu)}

@@ -42,6 +42,8 @@ class SuperLinkSettings:
     """Seed of the run, 0 to 2^63 - 1 (FL_SEED)."""
     round_timeout_s: int
     """After this a round without its quorum is repeated, at least 1 (FL_ROUND_TIMEOUT)."""
+    round_timeout_min_s: int
+    """With its quorum a round waits so long for the rest, at least 1 (FL_ROUND_TIMEOUT_MIN)."""
     extra_run_config: Mapping[str, ConfigValue]
     """Keys of the app; none is a key that ``run_config`` makes of a field (FL_RUN_CONFIG)."""
     use_case: str
@@ -148,6 +150,7 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         min_available_clients=read.required("FL_MIN_AVAILABLE_CLIENTS", int),
         seed=read.required("FL_SEED", int),
         round_timeout_s=read.required("FL_ROUND_TIMEOUT", int),
+        round_timeout_min_s=read.required("FL_ROUND_TIMEOUT_MIN", int),
         extra_run_config=read.optional("FL_RUN_CONFIG", dict) or {},
         use_case=read.required("FL_USE_CASE", str),
         fleet_host=fleet.host,
@@ -213,6 +216,7 @@ def run_config(settings: SuperLinkSettings) -> dict[str, ConfigValue]:
         "min-available-clients": settings.min_available_clients,
         "seed": settings.seed,
         "round-timeout-s": settings.round_timeout_s,
+        "round-timeout-min-s": settings.round_timeout_min_s,
     }
     if settings.checkpoint_enabled:
         config["checkpoint-enabled"] = True

@@ -173,6 +173,18 @@ _CORE = (
         ours=True,
     ),
     Variable(
+        name="FL_ROUND_TIMEOUT_MIN",
+        appliances=SUPERLINK,
+        level=Level.ROLE,
+        default="60",
+        rule=POSITIVE,
+        example="20",
+        help="Seconds that a round with its quorum waits for the others at least; "
+        "longer where earlier replies took longer, up to FL_ROUND_TIMEOUT.",
+        run_config_key="round-timeout-min-s",
+        ours=True,
+    ),
+    Variable(
         name="FL_RUN_CONFIG",
         appliances=SUPERLINK,
         level=Level.ROLE,

@@ -59,6 +59,7 @@ RUN_CONFIG_DEFAULTS: Mapping[str, bool | int | float | str] = {
     "min-available-clients": 2,
     "seed": 0,
     "round-timeout-s": 600,
+    "round-timeout-min-s": 60,
     "checkpoint-enabled": False,
     "checkpoint-interval": 5,
     "checkpoint-keep-last": 0,

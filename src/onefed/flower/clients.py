@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -27,6 +27,8 @@ class Client:
     key: str
     """Partition id where the node has one, else the fingerprint of its key, else its node id."""
     node_id: int
+    activated_at: str = field(default="", compare=False)
+    """When the node last connected, in Flower's words; another text is another connection."""
 
 
 def node_name(key: str) -> str:
@@ -46,12 +48,13 @@ def connected(grid: Grid) -> tuple[Client, ...]:
     Two nodes may claim one partition id, after a scale-down for example.
     Then the node id tells them apart, so that neither takes the other's place.
     """
-    found = [Client(client_key(node.name, node.node_id), node.node_id) for node in grid.get_nodes()]
+    found = [
+        Client(client_key(node.name, node.node_id), node.node_id, node.last_activated_at)
+        for node in grid.get_nodes()
+    ]
     claims = Counter(client.key for client in found)
     return in_order(
-        Client(f"{client.key}-{client.node_id}", client.node_id)
-        if claims[client.key] > 1
-        else client
+        replace(client, key=f"{client.key}-{client.node_id}") if claims[client.key] > 1 else client
         for client in found
     )
 

@@ -2,7 +2,7 @@
 
 One round::
 
-    wait for clients -> sample -> train on each -> check -> rule -> evaluate
+    wait for clients -> sample -> train on each -> check each -> rule -> evaluate
                      -> recovery store -> operator's checkpoint -> round_end
 
 The order at the end is the promise: every event that tells what came out of a round follows when
@@ -13,31 +13,33 @@ on virtual clients in one process.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from onefed import aggregate, arrays
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, RoundRecord, Snapshot
 from onefed.errors import OnefedError, StorageError
-from onefed.flower import clients, payload
+from onefed.flower import clients, intake, payload
 from onefed.flower.clients import Client
-from onefed.flower.exchange import Collected, Failure, Reply, exchange
+from onefed.flower.deadline import Deadline
+from onefed.flower.exchange import STALL_REPORT_S, Failure, Patience, Reply, exchange
 from onefed.telemetry import events
-
-STALL_REPORT_S = 10.0
-"""How often a wait for clients is reported."""
 
 NODE_POLL_S = 0.5
 """How often the list of nodes is asked for while clients are missing."""
 
 REPEATS_MAX = 3
 """A round that found no quorum is repeated so often; then the run stops, and can be resumed."""
+
+MISSING_SHOWN_MAX = 5
+"""Clients that the reason of a repeated round names; the rest is counted."""
 
 SAVE_TRIES = 5
 SAVE_PAUSE_S = 2.0
@@ -64,6 +66,8 @@ class Plan:
     app_sha256: str
     config_sha256: str
     versions: Mapping[str, str]
+    round_timeout_min_s: float = 60.0
+    """A round that has its quorum waits at least so long for the others (``deadline``)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class World:
     rule: aggregate.Rule
     store: RecoveryStore
     exporter: Exporter | None
+    spool: Path
+    """Folder for updates that come before their turn, where memory has no room for them."""
     evaluate: Callable[[Arrays], payload.Score] | None
     """Judges a model on the coordinator; None: the clients are asked."""
     emit: Callable[[events.Event], None]
@@ -86,12 +92,67 @@ class World:
     """Whether to end after the round in flight."""
 
 
-@dataclass(frozen=True)
-class _Trained:
-    contributors: tuple[Client, ...]
-    """In client order, as are their updates."""
-    updates: tuple[aggregate.Update, ...]
-    failures: int
+class _Memory:
+    """What a run learns from round to round; a resumed one learns it again."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.remarks: set[str] = set()
+        """Of the rule, those that were told."""
+        times = plan.round_timeout_min_s, plan.round_timeout_s
+        self.train = Deadline(*times)
+        self.evaluate = Deadline(*times)
+
+
+class _Training:
+    """One attempt at a round: who was asked, what came of it, and what the rule has of it."""
+
+    def __init__(
+        self, plan: Plan, world: World, model: Arrays, asked: tuple[Client, ...], number: int
+    ) -> None:
+        self.asked = asked
+        self.number = number
+        self.required = max(plan.min_fit_clients, world.rule.updates_needed(len(asked)))
+        self.intake = intake.of(world.rule, model, [each.key for each in asked], world.spool)
+        self.usable: list[Client] = []
+        """In the order in which they came."""
+        self.failures: list[Failure] = []
+
+    @property
+    def has_quorum(self) -> bool:
+        return len(self.usable) >= self.required
+
+    @property
+    def contributors(self) -> tuple[Client, ...]:
+        return clients.in_order(self.usable)
+
+    def accept(self, reply: Reply, model: Arrays) -> None:
+        """Read, check and hand on an update; what is wrong with it costs its client the round."""
+        update = payload.read_update(reply)
+        if isinstance(update, Failure):
+            self.lose(update)
+            return
+        checked = aggregate.check([update], model)
+        lost = checked.rejected[0].reason if checked.rejected else None
+        error_type = "rejected_update"
+        for accepted in checked.accepted:
+            error_type, lost = "not_kept", self.intake.take(accepted)
+        if lost is None:
+            self.usable.append(reply.client)
+        else:
+            self.lose(Failure(reply.client, error_type, lost))
+
+    def lose(self, failure: Failure) -> None:
+        """The client gave nothing that can be used."""
+        self.failures.append(failure)
+        self.intake.lose(failure.client.key)
+
+    def missing(self) -> str:
+        """Who lacks, and why, in words."""
+        names = [f"{failure.client.key} ({failure.error_type})" for failure in self.failures]
+        shown = names[:MISSING_SHOWN_MAX]
+        if len(names) > len(shown):
+            shown.append(f"{len(names) - len(shown)} more")
+        return ", ".join(shown) or "nobody who was asked"
 
 
 def run(plan: Plan, world: World, snapshot: Snapshot) -> Snapshot:
@@ -107,9 +168,9 @@ def run(plan: Plan, world: World, snapshot: Snapshot) -> Snapshot:
         QuorumError: a round found no quorum, and neither did its ``REPEATS_MAX`` repetitions.
         StorageError: the recovery store cannot be written.
     """
-    remarks: set[str] = set()
+    memory = _Memory(plan)
     while snapshot.round_number < plan.rounds_total and not world.should_stop():
-        committed = _round(plan, world, snapshot, remarks)
+        committed = _round(plan, world, snapshot, memory)
         if committed is None:
             break
         snapshot = committed
@@ -133,7 +194,7 @@ def first_snapshot(plan: Plan, rule: aggregate.Rule, model: Arrays) -> Snapshot:
     )
 
 
-def _round(plan: Plan, world: World, before: Snapshot, remarks: set[str]) -> Snapshot | None:
+def _round(plan: Plan, world: World, before: Snapshot, memory: _Memory) -> Snapshot | None:
     """Commit the round after ``before``; None when a stop was asked for before it had a quorum."""
     number = before.round_number + 1
     started = world.clock()
@@ -146,16 +207,17 @@ def _round(plan: Plan, world: World, before: Snapshot, remarks: set[str]) -> Sna
             available, 1.0, at_least=plan.min_fit_clients, seed=plan.seed, round_number=number
         )
         world.emit(events.RoundStart(number, len(selected), plan.strategy))
-        trained = _train(plan, world, before.arrays, selected, number)
-        responded = len(trained.updates)
-        required = max(plan.min_fit_clients, world.rule.updates_needed(len(selected)))
-        if responded >= required:
-            _remark(world, responded, remarks)
-            return _commit(plan, world, before, trained, started)
+        training = _Training(plan, world, before.arrays, selected, number)
+        with contextlib.closing(training.intake):
+            _train(plan, world, before.arrays, training, memory)
+            if training.has_quorum:
+                _remark(world, len(training.usable), memory.remarks)
+                return _commit(plan, world, before, training, memory, started)
         if world.should_stop():
             return None
+        responded, required = len(training.usable), training.required
         if repeats_left:
-            reason = f"{responded} usable updates, {required} needed"
+            reason = f"{responded} usable updates, {required} needed; missing: {training.missing()}"
             world.emit(events.RoundRepeated(number, reason, responded, required))
     raise QuorumError(
         f"Round {number} found no quorum in {REPEATS_MAX + 1} tries: "
@@ -187,54 +249,54 @@ def _wait_for_clients(plan: Plan, world: World, number: int) -> tuple[Client, ..
     return found
 
 
-def _train(
-    plan: Plan, world: World, model: Arrays, selected: tuple[Client, ...], number: int
-) -> _Trained:
-    record = payload.to_record(model)
-    collected = _exchange(
-        plan,
-        world,
-        {
-            client: payload.train_message(
-                client.node_id, record, round_number=number, seed=plan.seed
-            )
-            for client in selected
-        },
-        number,
-        "train",
-    )
-    read = [payload.read_update(reply) for reply in collected.replies]
-    checked = aggregate.check([each for each in read if isinstance(each, aggregate.Update)], model)
-    by_key = {client.key: client for client in selected}
-    failures = [
-        *collected.failures,
-        *(each for each in read if isinstance(each, Failure)),
-        *(
-            Failure(by_key[rejected.client], "rejected_update", rejected.reason)
-            for rejected in checked.rejected
+def _train(plan: Plan, world: World, model: Arrays, training: _Training, memory: _Memory) -> None:
+    number = training.number
+    outgoing = payload.Outgoing(model)
+    extra = world.rule.told if isinstance(world.rule, aggregate.FedProx) else {}
+    stalled = _stalled(world, number, training.required)
+    for outcome in exchange(
+        world.grid,
+        training.asked,
+        lambda client: payload.train_message(
+            client.node_id, outgoing.record(), round_number=number, seed=plan.seed, extra=extra
         ),
-    ]
-    _report(world, number, failures)
-    contributors = tuple(by_key[update.client] for update in checked.accepted)
-    return _Trained(contributors, checked.accepted, len(failures))
+        patience=_patience(world, memory.train, lambda: training.has_quorum, stalled),
+        reply_bytes=arrays.nbytes(model),
+        clock=world.clock,
+        sleep=world.sleep,
+    ):
+        if isinstance(outcome, Reply):
+            _progress(world, number, "train", outcome)
+            usable = len(training.usable)
+            training.accept(outcome, model)
+            if len(training.usable) > usable:
+                memory.train.observe(outcome.seconds)
+        else:
+            training.lose(outcome)
+            if outcome.seconds is not None:
+                memory.train.give_up(outcome.seconds)
+        del outcome  # with the model in it, before the next comes
+    _report(world, number, training.failures)
 
 
 def _commit(
     plan: Plan,
     world: World,
     before: Snapshot,
-    trained: _Trained,
+    training: _Training,
+    memory: _Memory,
     started: float,
 ) -> Snapshot:
-    number = before.round_number + 1
-    state, model = world.rule.step(before.rule_state, before.arrays, trained.updates, number)
-    score, failures = _evaluate(plan, world, model, trained.contributors, number)
+    number = training.number
+    state, model = training.intake.step(before.rule_state, before.arrays, number)
+    contributors = training.contributors
+    score, failures = _evaluate(plan, world, model, contributors, number, memory)
     record = RoundRecord(
         round_number=number,
         loss=None if score is None else score.loss,
         accuracy=None if score is None else score.accuracy,
-        contributors=tuple(client.key for client in trained.contributors),
-        failures=trained.failures + failures,
+        contributors=tuple(client.key for client in contributors),
+        failures=len(training.failures) + failures,
         seconds=world.clock() - started,
         model_sha256=arrays.digest(model),
     )
@@ -258,7 +320,7 @@ def _commit(
     world.emit(
         events.RoundEnd(
             round=number,
-            num_clients_responded=len(trained.updates),
+            num_clients_responded=len(contributors),
             aggregated_loss=record.loss,
             aggregated_accuracy=record.accuracy,
             round_duration_seconds=record.seconds,
@@ -290,7 +352,12 @@ def _save(world: World, snapshot: Snapshot) -> None:
 
 
 def _evaluate(
-    plan: Plan, world: World, model: Arrays, contributors: tuple[Client, ...], number: int
+    plan: Plan,
+    world: World,
+    model: Arrays,
+    contributors: tuple[Client, ...],
+    number: int,
+    memory: _Memory,
 ) -> tuple[payload.Score | None, int]:
     """Judge a model on the coordinator if the app can, else on the clients; and failures.
 
@@ -298,55 +365,81 @@ def _evaluate(
     """
     if world.evaluate is not None:
         return world.evaluate(model), 0
-    record = payload.to_record(model)
-    collected = _exchange(
-        plan,
-        world,
-        {
-            client: payload.evaluate_message(
-                client.node_id, record, round_number=number, seed=plan.seed
-            )
-            for client in contributors
-        },
-        number,
-        "evaluate",
-    )
-    in_order = sorted(collected.replies, key=lambda reply: aggregate.client_order(reply.client.key))
-    score, malformed = payload.read_score(in_order)
-    failures = [*collected.failures, *malformed]
-    _report(world, number, failures)
+    outgoing = payload.Outgoing(model)
     needed = max(plan.min_evaluate_clients, world.rule.scores_needed(len(contributors)))
-    if len(in_order) - len(malformed) < needed:
-        score = None  # too few to speak for the model; the round stands
-    return score, len(failures)
+    votes: list[payload.Vote] = []
+    failures: list[Failure] = []
+    for outcome in exchange(
+        world.grid,
+        contributors,
+        lambda client: payload.evaluate_message(
+            client.node_id, outgoing.record(), round_number=number, seed=plan.seed
+        ),
+        patience=_patience(
+            world,
+            memory.evaluate,
+            lambda: len(votes) >= min(needed, len(contributors)),
+            _stalled(world, number, needed),
+        ),
+        reply_bytes=payload.TOLD_BYTES_MAX,
+        clock=world.clock,
+        sleep=world.sleep,
+    ):
+        if isinstance(outcome, Reply):
+            _progress(world, number, "evaluate", outcome)
+            vote = payload.read_vote(outcome)
+            if isinstance(vote, Failure):
+                failures.append(vote)
+            else:
+                votes.append(vote)
+                memory.evaluate.observe(outcome.seconds)
+        else:
+            failures.append(outcome)
+            if outcome.seconds is not None:
+                memory.evaluate.give_up(outcome.seconds)
+    _report(world, number, failures)
+    # Too few speak for nothing; the round stands.
+    return payload.score(votes) if len(votes) >= needed else None, len(failures)
 
 
-def _exchange(
-    plan: Plan,
+def _patience(
     world: World,
-    messages: Mapping[Client, Message],
-    number: int,
-    phase: Literal["train", "evaluate"],
-) -> Collected:
-    def progress(reply: Reply) -> None:
+    deadline: Deadline,
+    enough: Callable[[], bool],
+    stalled: Callable[[float, int, int], None],
+) -> Patience:
+    return Patience(
+        enough=lambda: enough() or world.should_stop(),
+        limit_s=lambda: deadline.cap_s,
+        limit_enough_s=lambda: deadline.limit_s,
+        stalled=stalled,
+    )
+
+
+def _stalled(world: World, number: int, required: int) -> Callable[[float, int, int], None]:
+    def tell(waited_s: float, connected: int, missing: int) -> None:
         world.emit(
-            events.ClientReply(
+            events.TrainingStalled(
                 round=number,
-                phase=phase,
-                node_id=str(reply.client.node_id),
-                client=reply.client.key,
-                num_examples=payload.weight(reply) or 0,
-                seconds=reply.seconds,
+                waiting_since_seconds=waited_s,
+                connected_clients=connected,
+                required_clients=max(required, connected + missing),
             )
         )
 
-    return exchange(
-        world.grid,
-        messages,
-        timeout_s=plan.round_timeout_s,
-        clock=world.clock,
-        sleep=world.sleep,
-        on_reply=progress,
+    return tell
+
+
+def _progress(world: World, number: int, phase: Literal["train", "evaluate"], reply: Reply) -> None:
+    world.emit(
+        events.ClientReply(
+            round=number,
+            phase=phase,
+            node_id=str(reply.client.node_id),
+            client=reply.client.key,
+            num_examples=payload.weight(reply) or 0,
+            seconds=reply.seconds,
+        )
     )
 
 

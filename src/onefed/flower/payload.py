@@ -6,25 +6,49 @@ The record names are those of Flower's own strategies (``arrays``, ``config``, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import math
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from onefed.aggregate import WEIGHT_MAX, Update
+from onefed.aggregate import WEIGHT_MAX, Update, client_order
 from onefed.arrays import Arrays
+from onefed.flower.clients import Client
 from onefed.flower.exchange import Failure, Reply, bounded
+
+RecordT = TypeVar("RecordT", ArrayRecord, MetricRecord, ConfigRecord)
 
 WEIGHT_KEY = "num-examples"
 
 LOSS_KEYS = ("loss", "eval_loss", "eval-loss", "val_loss", "test_loss")
 ACCURACY_KEYS = ("accuracy", "eval_acc", "eval-acc", "acc", "eval_accuracy", "test_accuracy")
 """Names under which apps report what we show; the one that most clients of a round sent is used."""
+TOLD_BYTES_MAX = 1 << 16
+"""Of metrics and configs in a reply; an honest app tells numbers by the dozen."""
 METRIC_MAX = 1e100
 """Larger ones in absolute value, infinities and NaN count as not sent."""
+
+NUMPY = "numpy.ndarray"
+"""How Flower calls the serialization of ``numpy.save`` (flwr 1.41.0, common/constant.py, SType)."""
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+HEADER_BYTES_MAX = 10_240
+"""Of an array, header included: numpy itself reads no longer ones."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +60,21 @@ class Score:
     num_examples: int
 
 
-def train_message(node_id: int, record: ArrayRecord, *, round_number: int, seed: int) -> Message:
-    """Ask a node to train on the global model."""
-    return _message(node_id, MessageType.TRAIN, record, round_number, seed)
+def train_message(
+    node_id: int,
+    record: ArrayRecord,
+    *,
+    round_number: int,
+    seed: int,
+    extra: Mapping[str, float] = MappingProxyType({}),
+) -> Message:
+    """Ask a node to train on the global model; ``extra`` is what the rule tells the clients."""
+    return _message(node_id, MessageType.TRAIN, record, round_number, seed, extra)
 
 
 def evaluate_message(node_id: int, record: ArrayRecord, *, round_number: int, seed: int) -> Message:
     """Ask a node to judge the global model on its own data."""
-    return _message(node_id, MessageType.EVALUATE, record, round_number, seed)
+    return _message(node_id, MessageType.EVALUATE, record, round_number, seed, {})
 
 
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -51,19 +82,39 @@ def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
+class Outgoing:
+    """A model that many messages carry: one record while there is a message, none after that."""
+
+    def __init__(self, model: Mapping[str, NDArray[Any]]) -> None:
+        self._model = model
+        self._made: weakref.ref[ArrayRecord] | None = None
+
+    def record(self) -> ArrayRecord:
+        """The record that the messages share; whoever keeps none of them keeps no copy."""
+        record = None if self._made is None else self._made()
+        if record is None:
+            record = to_record(self._model)
+            self._made = weakref.ref(record)
+        return record
+
+
 def to_arrays(model: Mapping[str, NDArray[Any]] | ArrayRecord) -> Arrays:
     """A model as a rule sees it, from what an app or a client gave."""
     if isinstance(model, ArrayRecord):
-        return {name: array.numpy() for name, array in model.items()}
+        return {name: _view(array) for name, array in model.items()}
     return {str(name): np.asarray(array) for name, array in model.items()}
 
 
 def read_update(reply: Reply) -> Update | Failure:
     """The update in a train reply; a malformed reply is that client's failure, never ours."""
     try:
-        records = list(reply.content.array_records.values())
+        records = _records(reply, ArrayRecord)
         if len(records) != 1:
             return _malformed(reply, f"{len(records)} array records instead of one")
+        told = _told_bytes(reply)
+        if told > TOLD_BYTES_MAX:
+            reason = f"{told} bytes of metrics and configs; at most {TOLD_BYTES_MAX} are taken"
+            return _malformed(reply, reason)
         examples = weight(reply)
         if examples is None:
             return _malformed(reply, f"no whole number under {WEIGHT_KEY!r} in its metrics")
@@ -72,39 +123,49 @@ def read_update(reply: Reply) -> Update | Failure:
         return _malformed(reply, f"{type(error).__name__}: {error}")
 
 
-def read_score(replies: Sequence[Reply]) -> tuple[Score | None, list[Failure]]:
-    """The mean of the clients' own evaluations, weighted by their examples.
+@dataclass(frozen=True)
+class Vote:
+    """What one client says about a model: the numbers that we show, and no more of its reply."""
 
-    Args:
-        replies: in client order, in which the numbers are added up.
+    client: Client
+    num_examples: int
+    metrics: Mapping[str, float]
+    """Of ``LOSS_KEYS`` and ``ACCURACY_KEYS``, those that it sent."""
 
-    Returns:
-        None where no reply can be used; and the replies that cannot.
+
+def read_vote(reply: Reply) -> Vote | Failure:
+    """The numbers in an evaluate reply; a malformed reply is that client's failure."""
+    examples = weight(reply)
+    if examples is None or not 1 <= examples <= WEIGHT_MAX:
+        return _malformed(reply, f"no {WEIGHT_KEY!r} from 1 to {WEIGHT_MAX} in its metrics")
+    [metrics] = _records(reply, MetricRecord)
+    shown = {
+        key: value
+        for key in (*LOSS_KEYS, *ACCURACY_KEYS)
+        if isinstance(value := metrics.get(key), int | float) and abs(value) <= METRIC_MAX
+    }
+    return Vote(reply.client, examples, shown)
+
+
+def score(votes: Iterable[Vote]) -> Score | None:
+    """The mean of the clients' evaluations, weighted by their examples; None without any.
+
+    The numbers are added up in client order, whatever order they come in.
     """
-    usable: list[tuple[int, Mapping[str, Any]]] = []
-    failures = []
-    for reply in replies:
-        examples = weight(reply)
-        if examples is None or not 1 <= examples <= WEIGHT_MAX:
-            reason = f"no {WEIGHT_KEY!r} from 1 to {WEIGHT_MAX} in its metrics"
-            failures.append(_malformed(reply, reason))
-        else:
-            usable.append((examples, next(iter(reply.content.metric_records.values()))))
-    if not usable:
-        return None, failures
-    return (
-        Score(
-            loss=_mean(usable, LOSS_KEYS),
-            accuracy=_mean(usable, ACCURACY_KEYS),
-            num_examples=sum(examples for examples, _ in usable),
-        ),
-        failures,
+    ordered = sorted(votes, key=lambda vote: client_order(vote.client.key))
+    if not ordered:
+        return None
+    usable = [(vote.num_examples, vote.metrics) for vote in ordered]
+    return Score(
+        loss=_mean(usable, LOSS_KEYS),
+        accuracy=_mean(usable, ACCURACY_KEYS),
+        num_examples=sum(examples for examples, _ in usable),
     )
 
 
 def weight(reply: Reply) -> int | None:
     """How many examples a client says it used; None when it does not say so as a whole number."""
-    metrics = list(reply.content.metric_records.values())
+    metrics = _records(reply, MetricRecord)
     claimed = metrics[0].get(WEIGHT_KEY) if len(metrics) == 1 else None
     if isinstance(claimed, float) and claimed.is_integer():
         return int(claimed)
@@ -112,17 +173,22 @@ def weight(reply: Reply) -> int | None:
 
 
 def _message(
-    node_id: int, message_type: str, record: ArrayRecord, round_number: int, seed: int
+    node_id: int,
+    message_type: str,
+    record: ArrayRecord,
+    round_number: int,
+    seed: int,
+    extra: Mapping[str, float],
 ) -> Message:
-    config = ConfigRecord({"server-round": round_number, "seed": seed})
+    config = ConfigRecord({"server-round": round_number, "seed": seed, **extra})
     content = RecordDict({"arrays": record, "config": config})
     return Message(content, node_id, message_type, group_id=str(round_number))
 
 
-def _mean(usable: Sequence[tuple[int, Mapping[str, Any]]], names: Sequence[str]) -> float | None:
+def _mean(usable: Sequence[tuple[int, Mapping[str, float]]], names: Sequence[str]) -> float | None:
     """Over the clients that sent a number; what one of them leaves out hides no other's."""
     sent = {
-        name: [(examples, metrics[name]) for examples, metrics in usable if _sent(metrics, name)]
+        name: [(examples, metrics[name]) for examples, metrics in usable if name in metrics]
         for name in names
     }
     most = max(sent.values(), key=len)
@@ -131,9 +197,36 @@ def _mean(usable: Sequence[tuple[int, Mapping[str, Any]]], names: Sequence[str])
     return float(sum(n * value for n, value in most) / sum(n for n, _ in most))
 
 
-def _sent(metrics: Mapping[str, Any], name: str) -> bool:
-    value = metrics.get(name)
-    return isinstance(value, int | float) and -METRIC_MAX <= value <= METRIC_MAX
+def _records(reply: Reply, kind: type[RecordT]) -> list[RecordT]:
+    """The records of one kind.
+
+    ``RecordDict.array_records`` and its siblings would tie the content into a cycle, and with it a
+    whole model, until the garbage collector comes by.
+    """
+    return [record for record in reply.content.values() if isinstance(record, kind)]
+
+
+def _told_bytes(reply: Reply) -> int:
+    """About what the records hold that are no arrays: text and lists of any length."""
+    metrics, configs = _records(reply, MetricRecord), _records(reply, ConfigRecord)
+    return sum(each.count_bytes() for each in metrics) + sum(each.count_bytes() for each in configs)
+
+
+def _view(array: Array) -> NDArray[Any]:
+    """The elements where they lie in a reply, read-only; Flower's own reading copies them twice.
+
+    Only of what ``numpy.save`` writes and no other; all else is left to Flower's reading, which
+    refuses objects and whatever is no array.
+    """
+    prefix = io.BytesIO(array.data[:HEADER_BYTES_MAX])
+    if array.stype == NUMPY and array.data.startswith(NPY_MAGIC):
+        npy.read_magic(prefix)
+        shape, is_fortran, dtype = npy.read_array_header_1_0(prefix)
+        start, count = prefix.tell(), math.prod(shape)
+        if count and not dtype.hasobject and start + count * dtype.itemsize == len(array.data):
+            elements = np.frombuffer(array.data, dtype, count, start)
+            return elements.reshape(shape, order="F" if is_fortran else "C")
+    return array.numpy()
 
 
 def _malformed(reply: Reply, reason: str) -> Failure:

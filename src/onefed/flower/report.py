@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from onefed.flower.exchange import bounded
-from onefed.flower.loop import STALL_REPORT_S
+from onefed.flower.exchange import STALL_REPORT_S, bounded
 from onefed.flower.payload import ACCURACY_KEYS, LOSS_KEYS
 from onefed.telemetry import events
 

@@ -36,7 +36,7 @@ from onefed.telemetry.log import EventLog
 
 _NOT_PART_OF_THE_MODEL = frozenset(
     {
-        *("num-server-rounds", "round-timeout-s"),
+        *("num-server-rounds", "round-timeout-s", "round-timeout-min-s"),
         *("checkpoint-enabled", "checkpoint-interval", "checkpoint-path"),
         *("checkpoint-keep-last", "checkpoint-keep-every"),
     }
@@ -137,6 +137,7 @@ def _train(
         rule=rule,
         store=store,
         exporter=exporter,
+        spool=surroundings.recovery.with_name("spool"),
         evaluate=judge,
         emit=emit,
         clock=time.monotonic,
@@ -169,6 +170,7 @@ def make_plan(run_config: Mapping[str, Any], *, app_sha256: str) -> loop.Plan:
         min_evaluate_clients=int(run_config["min-evaluate-clients"]),
         min_available_clients=int(run_config["min-available-clients"]),
         round_timeout_s=float(run_config["round-timeout-s"]),
+        round_timeout_min_s=float(run_config["round-timeout-min-s"]),
         app_sha256=app_sha256,
         config_sha256=hashlib.sha256(json.dumps(fixed).encode()).hexdigest(),
         versions={

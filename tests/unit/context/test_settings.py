@@ -51,6 +51,7 @@ def test_superlink_defaults() -> None:
         min_available_clients=2,
         seed=0,
         round_timeout_s=600,
+        round_timeout_min_s=60,
         extra_run_config={},
         use_case="image-classification",
         fleet_host="0.0.0.0",
@@ -169,6 +170,7 @@ def test_run_config_of_the_defaults() -> None:
         "min-available-clients": 2,
         "seed": 0,
         "round-timeout-s": 600,
+        "round-timeout-min-s": 60,
     }
 
 

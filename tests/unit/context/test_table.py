@@ -56,6 +56,7 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "FL_LOG_LEVEL": ("info", "TRACE"),
     "FL_SEED": (*INTEGERS, "9223372036854775808"),
     "FL_ROUND_TIMEOUT": POSITIVE,
+    "FL_ROUND_TIMEOUT_MIN": POSITIVE,
     "FL_RUN_CONFIG": PAIRS,
     "FL_SUPERLINK_ADDRESS": ADDRESSES,
     "FL_NODE_CONFIG": PAIRS,
@@ -144,6 +145,7 @@ def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
         "FL_APP_START",
         "FL_NODE_KEYS",
         "FL_ENROLMENT_TOKEN",
+        "FL_ROUND_TIMEOUT_MIN",
         "FL_CHECKPOINT_KEEP_LAST",
         "FL_CHECKPOINT_KEEP_EVERY",
     }

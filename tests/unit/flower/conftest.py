@@ -102,12 +102,14 @@ class VirtualGrid(Grid):
         self.fab_hash = "a" * 64
         self._clock = clock
         self._nodes: dict[int, tuple[str, Behaviour]] = {}
+        self._activations: dict[int, int] = {}
         self._under_way: list[tuple[float, int, Message]] = []
 
     def add(self, key: str, behaviour: Behaviour, node_id: int | None = None) -> int:
         """Connect a node as the client ``key``; node ids have 64 bits, as Flower's have."""
         node_id = node_id or 2**63 + len(self._nodes)
         self._nodes[node_id] = (clients.node_name(key), behaviour)
+        self._activations[node_id] = self._activations.get(node_id, 0) + 1
         return node_id
 
     def remove(self, node_id: int) -> None:
@@ -117,7 +119,10 @@ class VirtualGrid(Grid):
         return list(self._nodes)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node_id, name=name) for node_id, (name, _) in self._nodes.items()]
+        return [
+            NodeInfo(node_id=node_id, name=name, last_activated_at=str(self._activations[node_id]))
+            for node_id, (name, _) in self._nodes.items()
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         if self.full:

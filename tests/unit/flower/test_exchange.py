@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,17 @@ import pytest
 from flwr.app import Message, MessageType, RecordDict
 
 from onefed.flower import clients, exchange
-from onefed.flower.exchange import Collected, Reply
+from onefed.flower.exchange import Reply
 
 TIMEOUT_S = 60.0
+
+
+@dataclass
+class Collected:
+    """Every outcome of a phase."""
+
+    replies: list[Reply] = field(default_factory=list)
+    failures: list[exchange.Failure] = field(default_factory=list)
 
 
 class Phase:
@@ -21,25 +30,36 @@ class Phase:
 
     def __init__(self, grid: Any, clock: Any) -> None:
         self.told: list[tuple[float, str]] = []
+        self.stalls: list[tuple[float, int, int]] = []
+        self.required = 10**9
+        """Replies that are enough; more than there are, unless a test says so."""
+        self.limit_enough_s: float | None = None
         self._grid = grid
         self._clock = clock
 
-    def run(self, timeout_s: float = TIMEOUT_S) -> Collected:
+    def run(self, timeout_s: float = TIMEOUT_S, **options: Any) -> Collected:
         everyone = clients.connected(self._grid)
-        return exchange.exchange(
+        collected = Collected()
+        for outcome in exchange.exchange(
             self._grid,
-            {
-                client: Message(RecordDict(), client.node_id, MessageType.TRAIN)
-                for client in everyone
-            },
-            timeout_s=timeout_s,
+            everyone,
+            lambda client: Message(RecordDict(), client.node_id, MessageType.TRAIN),
+            patience=exchange.Patience(
+                enough=lambda: len(collected.replies) >= self.required,
+                limit_s=lambda: timeout_s,
+                limit_enough_s=lambda: self.limit_enough_s or timeout_s,
+                stalled=lambda *told: self.stalls.append(told),
+            ),
             clock=self._clock,
             sleep=self._clock.sleep,
-            on_reply=self._note,
-        )
-
-    def _note(self, reply: Reply) -> None:
-        self.told.append((self._clock(), reply.client.key))
+            **{"reply_bytes": 1, **options},
+        ):
+            if isinstance(outcome, Reply):
+                self.told.append((self._clock(), outcome.client.key))
+                collected.replies.append(outcome)
+            else:
+                collected.failures.append(outcome)
+        return collected
 
 
 @pytest.fixture
@@ -70,7 +90,7 @@ def test_replies_are_handed_on_as_they_arrive(
         collected.replies, [("2", 0.0), ("1", 2.0), ("0", 9.0)], strict=True
     ):
         assert due_s <= reply.seconds <= due_s + exchange.POLL_MAX_S
-    assert collected.failures == ()
+    assert collected.failures == []
 
 
 def test_a_reply_that_lies_there_at_the_deadline_counts_and_a_later_one_does_not(
@@ -177,7 +197,7 @@ def test_the_first_of_several_replies_counts(grid: Any, phase: Phase, hub: Simpl
 
     assert replied(collected) == ["0", "1"]
     assert collected.replies[0].content["metrics"]["num-examples"] == 1
-    assert collected.failures == ()
+    assert collected.failures == []
 
 
 def test_replies_to_other_messages_are_left_alone(
@@ -194,7 +214,7 @@ def test_replies_to_other_messages_are_left_alone(
     collected = phase.run()
 
     assert [reply.content["metrics"]["num-examples"] for reply in collected.replies] == [5]
-    assert collected.failures == ()
+    assert collected.failures == []
 
 
 def test_messages_that_the_superlink_does_not_take_are_named_at_once(
@@ -242,7 +262,7 @@ def test_polling_backs_off_while_nothing_comes_and_is_quick_again_after_a_reply(
 
 
 def test_asking_nobody_takes_no_time(grid: Any, clock: Any, phase: Phase) -> None:
-    assert phase.run() == Collected((), ())
+    assert phase.run() == Collected()
     assert grid.polls_at == []
     assert clock() == 0.0
 
@@ -250,7 +270,8 @@ def test_asking_nobody_takes_no_time(grid: Any, clock: Any, phase: Phase) -> Non
 def test_a_reply_that_flower_cannot_read_ends_no_phase(
     grid: Any, phase: Phase, hub: SimpleNamespace
 ) -> None:
-    """It raises out of Flower's grid, with the replies that came in the same look."""
+    """It raises out of Flower's grid, with the replies that came in the same look: their clients
+    are asked again."""
     grid.add("0", lambda message: [(1.0, hub.answer(message))])
     grid.undecodable.add(grid.add("1", lambda message: [(5.0, hub.answer(message))]))
     grid.add("2", lambda message: [(5.0, hub.answer(message))])
@@ -258,8 +279,8 @@ def test_a_reply_that_flower_cannot_read_ends_no_phase(
 
     collected = phase.run()
 
-    assert replied(collected) == ["0", "3"]
-    assert failed(collected) == {"1": "message_unavailable", "2": "message_unavailable"}
+    assert replied(collected) == ["0", "3", "2"]
+    assert failed(collected) == {"1": "malformed_reply"}
 
 
 def test_a_superlink_that_is_gone_ends_the_phase(
@@ -274,3 +295,181 @@ def test_a_superlink_that_is_gone_ends_the_phase(
     monkeypatch.setattr(grid, "pull_messages", refuse)
     with pytest.raises(httpx.ConnectError):
         phase.run()
+
+
+class TestComingBack:
+    """A node that restarts has lost its message: Flower delivers at most once."""
+
+    def test_a_node_that_came_back_gets_its_message_again(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        node = grid.add("0", lambda _message: None)
+        grid.add("1", hub.answer)
+        clock.at(10.0, lambda: grid.remove(node))
+        clock.at(12.0, lambda: grid.add("0", hub.answer, node))
+
+        collected = phase.run()
+
+        assert replied(collected) == ["1", "0"]
+        assert collected.failures == []
+        assert clock() < 15
+        assert [message.metadata.dst_node_id for message in grid.sent].count(node) == 2
+
+    def test_a_node_that_stays_gets_one_message(self, grid: Any, phase: Phase) -> None:
+        grid.add("0", lambda _message: None)
+
+        phase.run()
+
+        assert len(grid.sent) == 1
+
+    def test_the_first_reply_counts_whichever_message_it_answers(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        node = grid.add("0", lambda message: [(20.0, hub.answer(message, num_examples=1))])
+        grid.add("1", lambda message: [(40.0, hub.answer(message))])
+        again = [(25.0, 2)]
+        clock.at(
+            5.0,
+            lambda: grid.add(
+                "0",
+                lambda m: [(delay_s, hub.answer(m, num_examples=n)) for delay_s, n in again],
+                node,
+            ),
+        )
+
+        collected = phase.run()
+
+        assert replied(collected) == ["0", "1"]
+        assert collected.replies[0].content["metrics"]["num-examples"] == 1
+
+    def test_an_error_about_the_old_message_does_not_cost_the_new_one(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        node = grid.add("0", lambda m: [(20.0, hub.error_of(m, 5, "gone", by_superlink=True))])
+        clock.at(5.0, lambda: grid.add("0", lambda message: [(30.0, hub.answer(message))], node))
+
+        assert replied(phase.run()) == ["0"]
+
+    def test_who_is_reported_gone_is_waited_for_while_it_is_needed(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        node = grid.add("0", lambda m: [(3.0, hub.error_of(m, 5, "gone", by_superlink=True))])
+        grid.add("1", hub.answer)
+        clock.at(2.0, lambda: grid.remove(node))
+        clock.at(35.0, lambda: grid.add("0", hub.answer, node))
+
+        collected = phase.run()
+
+        assert replied(collected) == ["1", "0"]
+        assert [(round(waited_s), *rest) for waited_s, *rest in phase.stalls] == [
+            (10, 1, 1),
+            (20, 1, 1),
+            (30, 1, 1),
+        ]
+
+    def test_and_not_when_there_is_enough_without_it(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        phase.required = 1
+        node = grid.add("0", lambda m: [(3.0, hub.error_of(m, 5, "gone", by_superlink=True))])
+        grid.add("1", hub.answer)
+        clock.at(2.0, lambda: grid.remove(node))
+
+        collected = phase.run()
+
+        assert failed(collected) == {"0": "node_unavailable"}
+        assert clock() < 4
+
+    def test_and_not_when_another_client_could_take_its_place(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        node = grid.add("0", lambda m: [(3.0, hub.error_of(m, 5, "gone", by_superlink=True))])
+        grid.add("1", hub.answer)
+        clock.at(2.0, lambda: grid.remove(node))
+        clock.at(20.0, lambda: grid.add("2", hub.answer))
+
+        collected = phase.run()
+
+        assert failed(collected) == {"0": "node_unavailable"}
+        assert 20 <= clock() < 23
+
+    def test_a_node_that_comes_and_goes_is_sent_a_bounded_number_of_messages(
+        self, grid: Any, clock: Any, phase: Phase
+    ) -> None:
+        node = grid.add("0", lambda _message: None)
+        for second in range(2, 50, 2):
+            clock.at(float(second), lambda: grid.add("0", lambda _message: None, node))
+
+        assert failed(phase.run()) == {"0": "timeout"}
+        assert len(grid.sent) == exchange.MESSAGES_MAX
+
+
+class TestPatience:
+    def test_once_there_is_enough_the_rest_has_until_the_shorter_limit(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        phase.required, phase.limit_enough_s = 1, 5.0
+        grid.add("0", lambda message: [(1.0, hub.answer(message))])
+        grid.add("1", lambda message: [(4.0, hub.answer(message))])
+        grid.add("2", lambda message: [(6.0, hub.answer(message))])
+
+        collected = phase.run()
+
+        assert replied(collected) == ["0", "1"]
+        assert failed(collected) == {"2": "timeout"}
+        assert clock() == pytest.approx(5.0)
+
+    def test_while_there_is_not_enough_the_longer_one_counts(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        phase.required, phase.limit_enough_s = 2, 5.0
+        grid.add("0", hub.answer)
+        grid.add("1", lambda message: [(40.0, hub.answer(message))])
+
+        assert replied(phase.run()) == ["0", "1"]
+
+
+class TestUnreadable:
+    def test_an_unreadable_reply_costs_only_its_own_client(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        """Those of the same look are lost with it in Flower, so they are asked again."""
+        for key in "0123":
+            grid.add(key, hub.answer)
+        grid.undecodable = {grid.add("4", hub.answer)}
+
+        collected = phase.run()
+
+        assert sorted(replied(collected)) == list("0123")
+        assert failed(collected) == {"4": "malformed_reply"}
+        assert "Flower cannot read it" in collected.failures[0].reason
+        assert clock() < 5
+
+    def test_who_had_not_answered_yet_is_not_asked_again(
+        self, grid: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        slow = grid.add("0", lambda message: [(9.0, hub.answer(message))])
+        grid.undecodable = {grid.add("1", hub.answer)}
+
+        assert replied(phase.run()) == ["0"]
+        assert [message.metadata.dst_node_id for message in grid.sent].count(slow) == 1
+
+
+def test_a_look_asks_for_no_more_than_fits_into_memory(
+    grid: Any, phase: Phase, hub: SimpleNamespace
+) -> None:
+    asked: list[int] = []
+    pull = grid.pull_messages
+
+    def count(message_ids: Any) -> Any:
+        asked.append(len(list(message_ids)))
+        return pull(message_ids)
+
+    grid.pull_messages = count
+    for key in range(7):
+        grid.add(str(key), hub.answer)
+
+    collected = phase.run(reply_bytes=exchange.LOOK_BYTES_MAX // 3)
+
+    assert len(collected.replies) == 7
+    assert asked == [3, 3, 1]

@@ -148,6 +148,7 @@ class Federation:
             rule=self.rule,
             store=self.store,
             exporter=self.exporter,
+            spool=self.folder / "spool",
             evaluate=self.evaluate,
             emit=self._emit,
             clock=self.clock,
@@ -443,7 +444,12 @@ class TestQuorum:
         assert digest(last.arrays) == undisturbed
         assert (
             federation.told(events.RoundRepeated)
-            == [events.RoundRepeated(2, "2 usable updates, 3 needed", responded=2, required=3)] * 2
+            == [
+                events.RoundRepeated(
+                    2, "2 usable updates, 3 needed; missing: 2 (timeout)", responded=2, required=3
+                )
+            ]
+            * 2
         )
         assert [event.round for event in federation.told(events.RoundEnd)] == [1, 2, 3, 4]
         assert [event.round for event in federation.told(events.RoundStart)] == [1, 2, 2, 2, 3, 4]
@@ -535,6 +541,97 @@ class TestQuorum:
         assert last.history[-1].contributors == ("0", "2")
         assert len(federation.told(events.RoundRepeated)) == 1
         assert federation.told(events.TrainingStalled)
+
+
+class TestDeadline:
+    def test_with_a_quorum_of_all_a_slow_client_is_waited_for(self, start: Start) -> None:
+        """Whatever earlier rounds were like: on a laptop the same seed gives the same bits."""
+        federation = start(min_fit_clients=3, round_timeout_s=600.0, round_timeout_min_s=1.0)
+        federation.join(0, 1)
+        node = federation.node(2)
+        slow_in_round_3 = {3: 500.0}
+        federation.add(
+            "2", lambda m: [(slow_in_round_3.get(m.content["config"]["server-round"], 0), node(m))]
+        )
+
+        last = federation.run()
+
+        assert {record.contributors for record in last.history} == {("0", "1", "2")}
+        assert federation.told(events.RoundRepeated) == []
+
+    def test_with_a_quorum_of_some_it_costs_a_straggler_its_round(self, start: Start) -> None:
+        federation = start(min_fit_clients=2, round_timeout_s=600.0, round_timeout_min_s=20.0)
+        federation.join(0, 1)
+        node = federation.node(2)
+        slow_in_round_3 = {3: 500.0}
+        federation.add(
+            "2", lambda m: [(slow_in_round_3.get(m.content["config"]["server-round"], 0), node(m))]
+        )
+
+        last = federation.run()
+
+        contributors = [record.contributors for record in last.history]
+        assert contributors == [("0", "1", "2")] * 2 + [("0", "1")] + [("0", "1", "2")]
+        [failure] = federation.told(events.ClientFailure)
+        assert (failure.round, failure.client, failure.error_type) == (3, "2", "timeout")
+        assert last.history[2].seconds == pytest.approx(20.0)
+
+    def test_the_first_round_waits_as_long_as_it_may(self, start: Start) -> None:
+        federation = start(min_fit_clients=2, rounds_total=1, round_timeout_min_s=1.0)
+        federation.join(0, 1)
+        federation.join(2, delay_s=55.0)
+
+        assert federation.run().history[-1].contributors == ("0", "1", "2")
+
+
+class TestComingBack:
+    def test_a_node_that_restarts_inside_a_round_stalls_nothing_and_changes_no_bit(
+        self, start: Start, undisturbed: str
+    ) -> None:
+        federation = start(min_fit_clients=3, min_available_clients=3)
+        federation.join(0, 1)
+        node = federation.node(2)
+        dead = federation.add("2", silent)
+        federation.clock.at(5.0, lambda: federation.grid.remove(dead))
+        federation.clock.at(9.0, lambda: federation.grid.add("2", node, dead))
+
+        last = federation.run()
+
+        assert digest(last.arrays) == undisturbed
+        assert last.history[0].seconds < 12
+        assert federation.told(events.RoundRepeated) == []
+        assert federation.asked().count((1, "2")) == 2
+        assert federation.told(events.ClientFailure) == []
+
+    def test_while_it_is_away_the_wait_is_told(
+        self, start: Start, hub: SimpleNamespace, undisturbed: str
+    ) -> None:
+        federation = start(min_fit_clients=3, min_available_clients=3)
+        federation.join(0, 1)
+        node = federation.node(2)
+        dead = federation.add("2", lambda m: [(8.0, hub.error_of(m, 5, "gone", by_superlink=True))])
+        federation.clock.at(5.0, lambda: federation.grid.remove(dead))
+        federation.clock.at(35.0, lambda: federation.grid.add("2", node, dead))
+
+        assert digest(federation.run().arrays) == undisturbed
+        stalls = federation.told(events.TrainingStalled)
+        assert [(stall.connected_clients, stall.required_clients) for stall in stalls] == [
+            (2, 3)
+        ] * 3
+
+    def test_a_stop_does_not_wait_for_who_is_away(self, start: Start, hub: SimpleNamespace) -> None:
+        federation = start(min_fit_clients=3, min_available_clients=3)
+        federation.join(0, 1)
+        dead = federation.add("2", lambda m: [(8.0, hub.error_of(m, 5, "gone", by_superlink=True))])
+        federation.clock.at(5.0, lambda: federation.grid.remove(dead))
+
+        def stop() -> None:
+            federation.stopping = True
+
+        federation.clock.at(15.0, stop)
+
+        assert federation.run().round_number == 0
+        assert federation.clock() < 17
 
 
 def changing(**change: Any) -> Callable[[Callable[[Message], Message]], Callable[[Message], Any]]:

@@ -53,6 +53,13 @@ def zip_of(data: bytes) -> bytes:
     return file.getvalue()
 
 
+def read_score(replies: list[Reply]) -> tuple[payload.Score | None, list[Failure]]:
+    """What the loop does with evaluate replies, one after the other."""
+    judged = [payload.read_vote(reply) for reply in replies]
+    votes = [each for each in judged if isinstance(each, payload.Vote)]
+    return payload.score(votes), [each for each in judged if isinstance(each, Failure)]
+
+
 class TestMessages:
     @pytest.mark.parametrize(
         ("make", "kind"),
@@ -236,7 +243,7 @@ class TestReadUpdate:
 
 class TestReadScore:
     def test_the_score_is_the_mean_weighted_by_examples(self, reply_of: Replies) -> None:
-        score, failures = payload.read_score(
+        score, failures = read_score(
             [
                 reply_of("0", m=MetricRecord({"num-examples": 1, "loss": 4.0, "accuracy": 0.0})),
                 reply_of("1", m=MetricRecord({"num-examples": 3, "loss": 0.0, "accuracy": 1.0})),
@@ -253,18 +260,18 @@ class TestReadScore:
     ) -> None:
         metrics = MetricRecord({"num-examples": 2, loss_name: 0.5, accuracy_name: 1, "f1": 0.1})
 
-        score, _ = payload.read_score([reply_of(metrics=metrics)])
+        score, _ = read_score([reply_of(metrics=metrics)])
 
         assert score == payload.Score(loss=0.5, accuracy=1.0, num_examples=2)
 
     def test_an_app_may_measure_nothing(self, reply_of: Replies) -> None:
-        score, failures = payload.read_score([reply_of(metrics=MetricRecord({"num-examples": 2}))])
+        score, failures = read_score([reply_of(metrics=MetricRecord({"num-examples": 2}))])
 
         assert score == payload.Score(loss=None, accuracy=None, num_examples=2)
         assert failures == []
 
     def test_nobody_evaluated(self) -> None:
-        assert payload.read_score([]) == (None, [])
+        assert read_score([]) == (None, [])
 
     @pytest.mark.parametrize(
         "lie",
@@ -283,7 +290,7 @@ class TestReadScore:
     ) -> None:
         honest = MetricRecord({"num-examples": 5, "loss": 0.25, "accuracy": 0.5})
 
-        score, _ = payload.read_score(
+        score, _ = read_score(
             [
                 reply_of("0", m=MetricRecord({"num-examples": 10, **lie})),
                 reply_of("1", m=honest),
@@ -298,7 +305,7 @@ class TestReadScore:
     def test_an_absurd_weight_counts_for_nothing_and_is_named(
         self, reply_of: Replies, claimed: float
     ) -> None:
-        score, failures = payload.read_score(
+        score, failures = read_score(
             [
                 reply_of("0", m=MetricRecord({"num-examples": claimed, "loss": 9.0})),
                 reply_of("1", m=MetricRecord({"num-examples": 1, "loss": 1.0})),
@@ -312,4 +319,4 @@ class TestReadScore:
 
     @pytest.mark.parametrize("name", MALFORMED_REPLIES)
     def test_no_reply_raises(self, reply_of: Replies, name: str) -> None:
-        payload.read_score([reply_of("9", **MALFORMED_REPLIES[name])])
+        read_score([reply_of("9", **MALFORMED_REPLIES[name])])
