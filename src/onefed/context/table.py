@@ -179,8 +179,7 @@ _CORE = (
         default="60",
         rule=POSITIVE,
         example="20",
-        help="Seconds that a round with its quorum waits for the others at least; "
-        "longer where earlier replies took longer, up to FL_ROUND_TIMEOUT.",
+        help="Least seconds a round with its quorum waits for the rest; slow replies make it more.",
         run_config_key="round-timeout-min-s",
         ours=True,
     ),
