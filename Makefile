@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Workers of the test run: federations are real processes, and two at a time fill two cores.
 JOBS ?= 2
 
-.PHONY: help setup demo test lint fmt docs bench pin clean
+.PHONY: help setup demo test proofs lint fmt docs bench pin clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -24,6 +24,12 @@ demo: setup ## train a federation of real Flower processes on this machine, abou
 
 test: setup ## run all tests, real federations included
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,000 histories
+	$(BIN)/python -m campaigns.store_machine --seeds 40 --results build/proofs/store_machine.jsonl
+	$(BIN)/python -m campaigns.power_cut --states 10000 --results build/proofs/power_cut.jsonl
+	$(BIN)/python -m campaigns.kth_call --cases 5 --results build/proofs/kth_call.jsonl
+	$(BIN)/python -m campaigns.mutations --count 1000 --results build/proofs/mutations.jsonl
 
 lint: setup ## check style, types, the map of imports, and spelling
 	$(BIN)/ruff format --check
