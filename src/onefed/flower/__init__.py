@@ -4,8 +4,12 @@ adapter      every touch of a name that Flower 1.41.0 does not publish
 bundle       a Flower app directory, checked and packed; managed apps get our ServerApp
 clients      which node is which client: stable keys, seeded sampling
 exchange     one phase of a round: send, collect, sort out what came back
+instructions what the supervisor is told by the boot
 loop         the rounds: true numbers, quorum, deadline, rule, recovery, events
+registration which nodes may connect, and which are connected
 report       what a ServerApp that is not ours prints, read as events
+run_log      what a ServerApp prints: into a file and as events
+run_watch    a run from its submission to its end
 server_app   the ServerApp process: reads what it was handed, runs the loop
-supervisor   the coordinator's program: registers nodes, submits the run, watches it
+supervisor   the coordinator's program: asks registration and run_watch again and again
 """

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from onefed.checkpoint import files
-from onefed.flower import adapter, bundle, supervisor
-from onefed.flower.supervisor import Instructions, Supervisor
+from onefed.flower import adapter, bundle, run_log, run_watch
+from onefed.flower.instructions import Instructions
+from onefed.flower.supervisor import Supervisor
 from onefed.local import onegate as local_onegate
 from onefed.local import service
 from onefed.opennebula import onegate
@@ -520,7 +521,7 @@ class TestRun:
         self, with_app: Coordinator
     ) -> None:
         watching = with_app.running()
-        for _ in range(supervisor.SUBMISSIONS_MAX - 1):
+        for _ in range(run_watch.SUBMISSIONS_MAX - 1):
             with_app.run_dies()
             watching.step()
             watching.step()
@@ -529,7 +530,7 @@ class TestRun:
         with_app.run_dies()
 
         assert watching.step()
-        assert len(with_app.runs()) == supervisor.SUBMISSIONS_MAX
+        assert len(with_app.runs()) == run_watch.SUBMISSIONS_MAX
         assert with_app.of(events.RunStatus) == [events.RunStatus("failed", DIED)]
 
     def test_an_app_that_raised_has_failed_at_once(self, with_app: Coordinator) -> None:
@@ -566,7 +567,7 @@ class TestRun:
             with_app.runs()[0].run_id, "failed", "ServerApp failed with exception: x"
         )
         assert watching.step()
-        state = {**with_app.state(), "status": ended, "attempts": supervisor.SUBMISSIONS_MAX}
+        state = {**with_app.state(), "status": ended, "attempts": run_watch.SUBMISSIONS_MAX}
         with_app.told.state_file.write_text(json.dumps(state))
 
         booted = with_app.boot()
@@ -700,13 +701,13 @@ class TestLog:
         watching = with_own_server_app.running()
         run_id = with_own_server_app.runs()[0].run_id
         for _ in range(3):
-            with_own_server_app.server.run_prints(run_id, "x" * supervisor.LINE_LENGTH_MAX)
+            with_own_server_app.server.run_prints(run_id, "x" * run_log.LINE_LENGTH_MAX)
         with_own_server_app.server.run_ends(run_id, "completed")
 
         assert watching.step()
 
         lines = with_own_server_app.told.run_log.read_text().splitlines()
-        assert lines == ["x" * supervisor.LINE_LENGTH_MAX] * 3
+        assert lines == ["x" * run_log.LINE_LENGTH_MAX] * 3
 
 
 class TestState:

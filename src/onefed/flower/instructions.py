@@ -1,0 +1,50 @@
+"""What ``configure`` tells the supervisor: the JSON that step SL-06 writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What ``configure`` wrote down for the supervisor (step SL-06)."""
+
+    superlink: str
+    ca_certificate: Path | None
+    onegate_endpoint: str | None
+    vm_id: str
+    token_file: Path
+    bundle: Path
+    use_case: str
+    run_config: Mapping[str, Any]
+    keys_set: frozenset[str]
+    """Those keys of ``run_config`` that somebody set; the others are our defaults."""
+    min_available_clients: int
+    state_file: Path
+    stop_request: Path
+    run_log: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Instructions:
+        """From the JSON that step SL-06 writes."""
+        document = json.loads(path.read_text(encoding="utf-8"))
+        ca_certificate = document["ca_certificate"]
+        return cls(
+            superlink=document["superlink"],
+            ca_certificate=None if ca_certificate is None else Path(ca_certificate),
+            onegate_endpoint=document["onegate_endpoint"],
+            vm_id=document["vm_id"],
+            token_file=Path(document["token_file"]),
+            bundle=Path(document["bundle"]),
+            use_case=document["use_case"],
+            run_config=document["run_config"],
+            keys_set=frozenset(document["keys_set"]),
+            min_available_clients=document["min_available_clients"],
+            state_file=Path(document["state_file"]),
+            stop_request=Path(document["stop_request"]),
+            run_log=Path(document["run_log"]),
+        )

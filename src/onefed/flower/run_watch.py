@@ -1,0 +1,175 @@
+"""A run, from "nodes are there" to its last round: submitted, watched, submitted again.
+
+What was done so far is on disk before the next thing is done, so whoever watches may be killed and
+started again at any moment: it finds its run.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from onefed.checkpoint import files
+from onefed.flower import adapter, bundle
+from onefed.flower.instructions import Instructions
+from onefed.flower.run_log import RunLog
+from onefed.telemetry import events
+
+SUBMISSIONS_MAX = 5
+"""When the ServerApp of so many submissions died, the run has failed; a new boot counts anew."""
+
+LOG_END_S = 5.0
+"""The rest of the log of a run that has finished is waited for so long."""
+
+ENDED = frozenset({"completed", "failed", "stopped"})
+"""Nothing is left to do, until the machine boots again and with it the wish to go on."""
+
+APP_EXCEPTION = "ServerApp failed with exception: "
+"""Begins Flower's details when the app itself raised: submitting it again would not help."""
+
+
+@dataclass
+class State:
+    """What has been done so far; on disk after every change."""
+
+    run: str
+    """Identity of the run, made once."""
+    submissions: list[int] = field(default_factory=list)
+    """Flower's run ids, the newest last."""
+    attempts: int = 0
+    """Submissions since the run last began to go on."""
+    managed: bool = True
+    """Whether the app of the newest submission is ours to tell: it heeds a stop request itself,
+    and writes its own events."""
+    log_begins_at: int = 0
+    """Bytes in the log when the newest submission was made: what follows is its own."""
+    status: str = "waiting"
+    """``waiting``, ``running``, ``completed``, ``failed`` or ``stopped``."""
+
+
+class RunWatch:
+    """The run of one coordinator. ``look`` is called again and again until it says it is over."""
+
+    def __init__(
+        self,
+        instructions: Instructions,
+        *,
+        control: adapter.Control,
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        self._told = instructions
+        self._control = control
+        self._emit = emit
+        self._state = read_state(instructions.state_file)
+        self._log = RunLog(instructions.run_log, control, emit)
+
+    def look(self, nodes_online: int) -> bool:
+        """Look once at the run; True when it has ended and nothing is left to do."""
+        if self._state.status == "running":
+            self._watch()
+        elif self._told.stop_request.exists():
+            self._finish("stopped", "stopped while it was not submitted")
+        elif nodes_online >= self._told.min_available_clients:
+            self._submit()
+        return self._state.status in ENDED
+
+    def _submit(self) -> None:
+        app = self._app()
+        if app is None:
+            return
+        # Flower takes only keys that the app's own config names, and an app that runs its own
+        # ServerApp keeps its defaults unless somebody set something else.
+        wanted = {**self._told.run_config, "run": self._state.run}
+        known = {
+            key: value
+            for key, value in wanted.items()
+            if key in app.run_config and (app.managed or key in self._told.keys_set)
+        }
+        self._save()  # another identity after a kill would find the recovery store in use
+        try:
+            run_id = self._control.unfinished_run(self._state.run)
+            if run_id is None:  # else we were killed after the submission
+                run_id = self._control.start_run(app.fab, known)
+        except adapter.RunRefusedError as error:
+            self._finish("failed", error.message)
+            return
+        self._state.submissions.append(run_id)
+        self._state.attempts += 1
+        self._state.managed = app.managed
+        self._state.log_begins_at = self._log.size()
+        self._state.status = "running"
+        self._save()
+        attempt = len(self._state.submissions)
+        self._emit(events.RunSubmitted(self._state.run, str(run_id), attempt))
+        self._read_log(run_id)
+
+    def _app(self) -> bundle.Bundle | None:
+        """The app to run; None when the tenant submits one later."""
+        if self._told.bundle.exists():
+            return bundle.unpack(self._told.bundle.read_bytes())
+        if self._told.use_case == "none":
+            return None
+        return bundle.build(bundle.built_in(self._told.use_case))
+
+    def _watch(self) -> None:
+        run_id, stopping = self._state.submissions[-1], self._told.stop_request.exists()
+        try:
+            status = self._control.run_status(run_id)
+        except adapter.UnknownRunError:
+            self._resubmit("the SuperLink lost it with its database")
+            return
+        reader = self._read_log(run_id)
+        if not status.finished:
+            if stopping and (not self._state.managed or status.status == "pending"):
+                self._control.stop_run(run_id)  # there is nobody who would see the request
+            return
+        reader.join(LOG_END_S)  # what the run told comes before its end
+        if status.sub_status == "completed":
+            self._finish("stopped" if stopping else "completed", status.details)
+        elif status.sub_status == "stopped" or stopping:
+            self._finish("stopped", status.details)
+        elif APP_EXCEPTION in status.details or self._state.attempts >= SUBMISSIONS_MAX:
+            self._finish("failed", status.details.removeprefix(APP_EXCEPTION))
+        else:
+            self._resubmit(f"its ServerApp died ({status.details})")
+
+    def _resubmit(self, reason: str) -> None:
+        self._emit(events.Notice("WARNING", f"The run is submitted again: {reason}."))
+        self._state.status = "waiting"
+        self._save()
+
+    def _finish(self, status: str, details: str) -> None:
+        self._state.status = status
+        self._save()
+        self._emit(events.RunStatus(status, details))
+
+    def _save(self) -> None:
+        document = json.dumps(asdict(self._state)).encode()
+        files.write_bytes(self._told.state_file, document)
+
+    def _read_log(self, run_id: int) -> threading.Thread:
+        state = self._state
+        return self._log.read(run_id, begins_at=state.log_begins_at, told=state.managed)
+
+
+def read_state(path: Path) -> State:
+    """What is on disk, or the state of a new run. What had ended goes on with a new boot.
+
+    Raises:
+        DamagedError: another identity would find the recovery store in use.
+    """
+    try:
+        document = files.read_json(path) if path.exists() else {"run": uuid.uuid4().hex}
+        if not isinstance(document, dict):
+            raise TypeError("it is not an object")
+        known = {entry.name for entry in fields(State)}
+        state = State(**{key: value for key, value in document.items() if key in known})
+    except TypeError as error:
+        raise files.DamagedError(path, f"it is not the state of a supervisor, {error}") from error
+    if state.status in ENDED:
+        state.status, state.attempts = "waiting", 0
+    return state
