@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import os
 import signal
@@ -23,36 +22,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import machine, steps, superlink, supernode
+from onefed.appliance import drain, keeper, machine, steps, superlink, supernode, surroundings
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import ProcessRuntime, Program, Restart, die_with_parent
-from onefed.errors import ExitCode, OnefedError, StorageError
+from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
-LOOPBACK = "127.0.0.1"
-
-ERROR_CODE: Mapping[ExitCode, str] = {
-    ExitCode.CONFIG: "config_invalid",
-    ExitCode.IN_USE: "port_in_use",
-    ExitCode.DATA: "data_unreadable",
-    ExitCode.STORAGE: "storage",
-}
-"""``FL_ERROR`` of a machine that failed; see ``_error_code`` for the rest."""
-
-TOKEN_BYTES_MAX = 4096
-"""A token has about 50."""
-
 
 class StoppedError(Exception):
     """The machine was told to stop while it booted: no failure, of whatever step."""
-
-
-class ProgramDiedError(OnefedError):
-    """A program of the machine keeps dying."""
-
-    exit_code = ExitCode.BOOT
 
 
 @dataclass(frozen=True)
@@ -65,18 +45,31 @@ class Options:
     """Of the machine, for people: ``supernode/2``."""
     state_folder: Path
     events: Path
+    context: Path | None = None
+    """Where the context lies instead of where the platform puts it."""
+    detached: bool = False
+    """Nobody waits: it lives on when its parent ends, and holds the lock of ``Paths.keeper``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a machine until it is told to stop or fails."""
-    die_with_parent(signal.SIGTERM)
-    return asyncio.run(Guest(_options(arguments), os.environ).run())
+    options = _options(arguments)
+    if not options.detached:
+        die_with_parent(signal.SIGTERM)
+        return asyncio.run(Guest(options, os.environ).run())
+    with keeper.hold(Paths(options.root).keeper) as tell:
+        return asyncio.run(Guest(options, os.environ, tell).run())
 
 
 class Guest:
     """One machine from power-on to power-off."""
 
-    def __init__(self, options: Options, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        environ: Mapping[str, str],
+        tell: Callable[[keeper.Keeper], None] = lambda _: None,
+    ) -> None:
         self._options = options
         self._environ = environ
         self._paths = Paths(options.root)
@@ -84,8 +77,8 @@ class Guest:
         self._stopping = threading.Event()
         self._stop_asked = asyncio.Event()
         self._runtime = ProcessRuntime(self._on_restart)
-        self._died: ProgramDiedError | None = None
-        self._context = context.ContextFile({})
+        self._died: surroundings.ProgramDiedError | None = None
+        self._tell = tell
 
     async def run(self) -> int:
         """Boot, stay up, stop; returns the exit code."""
@@ -96,10 +89,14 @@ class Guest:
         gate: onegate.OneGate | None = None
         exit_code = ExitCode.OK
         try:
-            self._context = self._read_context()
-            gate = self._gate()
-            await asyncio.to_thread(self._boot, loop, gate)
+            given = surroundings.look(self._paths, self._warn, self._options.context)
+            if self._options.detached:
+                self._paths.status.unlink(missing_ok=True)  # of an earlier boot
+            self._say("booting", given)
+            gate = given.gate(self._warn)
+            await asyncio.to_thread(self._boot, loop, gate, given)
             self._state("running")
+            self._say("running", given)
             await self._stop_asked.wait()
             self._go_on()
         except StoppedError:
@@ -107,16 +104,25 @@ class Guest:
         except OnefedError as error:
             exit_code = error.exit_code
             self._state("failed", str(error))
-            await asyncio.to_thread(self._publish_failure, gate, error)
+            role = self._options.role
+            await asyncio.to_thread(surroundings.publish_failure, gate, role, error)
         finally:
+            leaves = gate if self._options.detached else None  # else the cloud is leaving, too
+            await asyncio.to_thread(drain.begin, leaves, self._options.role)
             await self._runtime.stop()
+            await asyncio.to_thread(drain.end, leaves, self._options.role)
             if gate is not None:
                 gate.close()
         if exit_code is ExitCode.OK:
             self._state("stopped")
         return int(exit_code)
 
-    def _boot(self, loop: asyncio.AbstractEventLoop, gate: onegate.OneGate | None) -> None:
+    def _boot(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        gate: onegate.OneGate | None,
+        given: surroundings.Surroundings,
+    ) -> None:
         """Apply the steps of the role, in a thread of its own."""
 
         def start(program: Program) -> None:
@@ -124,8 +130,8 @@ class Guest:
 
         edge = machine.Edge(
             gate=gate,
-            gate_endpoint=self._variable("ONEGATE_ENDPOINT") or None,
-            vm_id=self._variable("VMID"),
+            gate_endpoint=given.variable("ONEGATE_ENDPOINT") or None,
+            vm_id=given.variable("VMID"),
             paths=self._paths,
             inherited=self._environ,
             state_folder=self._options.state_folder,
@@ -139,10 +145,10 @@ class Guest:
             warn=self._warn,
             facts={
                 **machine.read_facts(self._paths),
-                "address": self._variable("ETH0_IP") or LOOPBACK,
+                "address": given.address,
             },
         )
-        resolution = context.resolve(self._options.role, context_file=self._context)
+        resolution = context.resolve(self._options.role, context_file=given.context)
         apply: Callable[[], None]
         if self._options.role is context.Role.SUPERLINK:
             coordinator = superlink.SuperLink(edge, resolution)
@@ -159,6 +165,9 @@ class Guest:
         )
         self._go_on()
 
+    def _say(self, state: str, given: surroundings.Surroundings) -> None:
+        self._tell(keeper.Keeper(os.getpid(), state, given.context_sha256))
+
     def _go_on(self) -> None:
         """Raise what ends the life of the machine, if it came up."""
         if self._died is not None:
@@ -173,18 +182,6 @@ class Guest:
     def _ask_to_stop(self) -> None:
         self._stopping.set()
         self._stop_asked.set()
-
-    def _publish_failure(self, gate: onegate.OneGate | None, error: OnefedError) -> None:
-        if gate is None:
-            return
-        is_superlink = self._options.role is context.Role.SUPERLINK
-        failed = {
-            "FL_ERROR": _error_code(error),
-            "FL_READY" if is_superlink else "FL_NODE_READY": "NO",
-        }
-        for name, value in failed.items():
-            with contextlib.suppress(onegate.OneGateError):
-                gate.publish(name, value)
 
     def _on_report(self, report: steps.Report) -> None:
         self._log.emit(
@@ -202,7 +199,7 @@ class Guest:
     def _on_restart(self, restart: Restart) -> None:
         if restart.given_up:
             log = self._paths.logs / f"{restart.program}.log"
-            self._died = ProgramDiedError(
+            self._died = surroundings.ProgramDiedError(
                 f"{restart.program} keeps dying and was given up.", hint=f"Its log is {log}."
             )
             self._stop_asked.set()  # a boot ends at its next step, or says what it waited for
@@ -224,53 +221,6 @@ class Guest:
     def _warn(self, message: str) -> None:
         self._log.emit(events.Notice("WARNING", message))
 
-    def _gate(self) -> onegate.OneGate | None:
-        """OneGate, if the machine has what it takes; a static address works without."""
-        endpoint = self._variable("ONEGATE_ENDPOINT")
-        token = _read(self._paths.token, TOKEN_BYTES_MAX)
-        if not endpoint or token is None:
-            return None
-        try:
-            return onegate.OneGate(endpoint, token.decode(errors="replace"), self._variable("VMID"))
-        except onegate.OneGateError as error:
-            self._warn(f"This machine goes without OneGate. {error}")
-            return None
-
-    def _read_context(self) -> context.ContextFile:
-        content = _read(self._paths.context, context.FILE_BYTES_MAX + 1)
-        if content is None:
-            self._warn(f"There is no {self._paths.context}: every variable has its default.")
-        return context.parse_context_file(content or b"")
-
-    def _variable(self, name: str) -> str:
-        """A variable of the platform, which the table does not hold."""
-        given = self._context.assignments.get(name)
-        return "" if given is None else given.text
-
-
-def _error_code(error: OnefedError) -> str:
-    """What ``FL_ERROR`` says of a failure."""
-    cause = error.__cause__ if isinstance(error, steps.BootError) else error
-    if isinstance(cause, machine.UnhealthyError):
-        return "health_check_timeout"
-    if isinstance(cause, ProgramDiedError):
-        return "program_died"
-    return ERROR_CODE.get(error.exit_code, "boot_failed")
-
-
-def _read(path: Path, bytes_max: int) -> bytes | None:
-    """The beginning of a file that the platform wrote; None when there is none."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(bytes_max)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be read: {error.strerror or error}.",
-            hint="The platform writes it before the boot: look at the guest agent's log.",
-        ) from error
-
 
 def _options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="python -m onefed.appliance.guest")
@@ -279,6 +229,8 @@ def _options(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--name", required=True)
     parser.add_argument("--state-folder", type=Path, required=True)
     parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--context", type=Path)
+    parser.add_argument("--detached", action="store_true")
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -21,6 +21,7 @@ import httpx
 from onefed import context
 from onefed.appliance import steps
 from onefed.appliance.paths import Paths
+from onefed.appliance.platform import Platform, Processes
 from onefed.appliance.process import Program
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
@@ -75,6 +76,7 @@ class Edge:
     """Aware; for certificates only."""
     sleep: Callable[[float], None]
     warn: Callable[[str], None]
+    platform: Platform = field(default_factory=Processes)
     facts: dict[str, str] = field(default_factory=dict)
     """What a step found out and a later one needs; begins with ``read_facts``."""
 
@@ -185,7 +187,7 @@ def start(edge: Edge, programs: Sequence[Program]) -> list[str]:
     """
     started = []
     for program in programs:
-        if edge.running(program.name):
+        if edge.running(program.name) and edge.platform.current(program):
             continue
         try:
             edge.start(program)
@@ -262,6 +264,8 @@ def wait_until(
             why = "it keeps dying" if edge.given_up(program) else f"waited {limit_s:.0f} s"
             log = edge.paths.logs / f"{program}.log"
             tail = "".join(f"\n  {line}" for line in last_lines(log, LOG_TAIL_LINES))
+            if cause := edge.platform.why(program):
+                why = f"{why}; {cause}"
             raise UnhealthyError(
                 f"{program}: {waiting_for} did not happen ({why}). "
                 + (f"Its last lines:{tail}" if tail else "It wrote nothing."),

@@ -41,6 +41,26 @@ class Paths:
         return self.config / "boot-status.json"
 
     @property
+    def programs(self) -> Path:
+        """A description of each program, by name; what a unit of systemd starts. 0750."""
+        return self.config / "programs"
+
+    @property
+    def units(self) -> Path:
+        """Units of systemd."""
+        return self.root / "etc/systemd/system"
+
+    @property
+    def prebaked(self) -> Path:
+        """Version of Flower that the image carries, one line."""
+        return self.root / "opt/flower/PREBAKED_VERSION"
+
+    @property
+    def keeper(self) -> Path:
+        """Held locked by the process that keeps a machine without systemd running."""
+        return self.root / "run/onefed/keeper.json"
+
+    @property
     def supervisor(self) -> Path:
         """What the run supervisor is told; 0600."""
         return self.config / "supervisor.json"

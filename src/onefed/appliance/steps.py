@@ -104,10 +104,12 @@ def apply(
     clock: Callable[[], float],
     on_report: Callable[[Report], None],
     before_step: Callable[[], None] = lambda: None,
+    earlier: Sequence[Report] = (),
 ) -> None:
     """Run steps in order; the status file is whole after each of them.
 
     Args:
+        earlier: of a stage before this one; they stay in the status file.
         clock: monotonic seconds.
         on_report: called after every step, the failed one included.
         before_step: called before every step; what it raises ends the boot there.
@@ -116,9 +118,9 @@ def apply(
         BootError: a step failed; those after it were not run.
         StorageError: the status file cannot be written.
     """
-    reports: list[Report] = []
+    reports = list(earlier)
 
-    def record(step: Step[Machine], outcome: Outcome, started: float) -> None:
+    def record(step: Step[Machine], outcome: Outcome, started: float, hint: str = "") -> None:
         report = Report(
             id=step.id,
             name=step.name,
@@ -128,9 +130,11 @@ def apply(
             seconds=round(clock() - started, 3),
         )
         reports.append(report)
-        document = json.dumps({"format": 1, "steps": [asdict(each) for each in reports]}, indent=1)
+        document = {"format": 1, "steps": [asdict(each) for each in reports]}
+        if hint:
+            document["next"] = hint
         try:
-            files.write_bytes(status_file, document.encode())
+            files.write_bytes(status_file, json.dumps(document, indent=1).encode())
         finally:
             on_report(report)
 
@@ -142,9 +146,32 @@ def apply(
         except (OnefedError, OSError) as error:
             cause = error if isinstance(error, OnefedError) else _of_the_system(error)
             with contextlib.suppress(StorageError):  # the step's own failure is the one to tell
-                record(step, Outcome(Status.FAILED, cause.message), started)
+                failed = Outcome(Status.FAILED, cause.message)
+                record(step, failed, started, cause.hint or "")
             raise BootError(step.id, step.name, cause) from error
         record(step, outcome, started)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a status file tells of the last boot, as far as it went."""
+
+    reports: tuple[Report, ...]
+    hint: str
+    """What to look at next, when the last step failed."""
+
+
+def read_account(status_file: Path) -> Account:
+    """What ``apply`` wrote; nothing when there is no status file that can be read."""
+    try:
+        document = files.read_json(status_file)
+        assert isinstance(document, dict)
+        reports = tuple(
+            Report(**{**each, "status": Status(each["status"])}) for each in document["steps"]
+        )
+        return Account(reports, str(document.get("next", "")))
+    except (StorageError, AssertionError, KeyError, TypeError, ValueError):
+        return Account((), "")
 
 
 def _of_the_system(error: OSError) -> StorageError:

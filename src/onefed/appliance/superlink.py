@@ -12,6 +12,7 @@ from onefed import context
 from onefed.appliance import gateway, machine, programs
 from onefed.appliance.machine import Edge
 from onefed.appliance.paths import Paths
+from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
 from onefed.checkpoint import files
 from onefed.tls import material, names, pem
@@ -41,11 +42,12 @@ class SuperLink:
     edge: Edge
     resolution: context.Resolution
     settings: context.SuperLinkSettings | None = None
-    """Set by SL-04."""
+    """Set by SL-04; bootstrap, a process of its own, reads them again."""
 
     @property
     def chosen(self) -> context.SuperLinkSettings:
-        assert self.settings is not None, "SL-04 comes before every step that needs settings"
+        if self.settings is None:
+            self.settings = context.superlink_settings(self.resolution)
         return self.settings
 
 
@@ -205,12 +207,20 @@ def gateway_of(chosen: context.SuperLinkSettings, paths: Paths) -> gateway.Gatew
     )
 
 
-def _start(link: SuperLink) -> Outcome:
+def all_programs(link: SuperLink) -> tuple[Program, ...]:
+    """The coordinator's programs, as they are started."""
     edge = link.edge
     base = programs.environment(
         edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
     )
-    started = machine.start(edge, programs.superlink(link.chosen, edge.paths, base))
+    return programs.superlink(link.chosen, edge.paths, base)
+
+
+def _start(link: SuperLink) -> Outcome:
+    edge = link.edge
+    version = edge.platform.version(link.chosen.flower_version, edge.warn)
+    machine.save_facts(edge, version=version)
+    started = machine.start(edge, all_programs(link))
     if not started:
         return unchanged("everything runs")
     return done(f"started {', '.join(started)} on {programs.loopback_address(link.chosen)}")
@@ -251,7 +261,7 @@ def _publish(link: SuperLink) -> Outcome:
     edge, chosen = link.edge, link.chosen
     attributes = {
         "FL_ROLE": "superlink",
-        "FL_VERSION": chosen.flower_version,
+        "FL_VERSION": edge.facts.get("version", chosen.flower_version),
         "FL_ENDPOINT": f"{edge.facts['address']}:{chosen.fleet_port}",
         "FL_TLS": "YES" if chosen.tls_enabled else "NO",
         **(
@@ -266,6 +276,8 @@ def _publish(link: SuperLink) -> Outcome:
 
 
 def _ready(link: SuperLink) -> Outcome:
+    if link.edge.platform.has_agent:
+        return skipped("the guest agent reports it, when its script says that all is well")
     return machine.publish(link.edge, {"READY": "YES"})
 
 
@@ -277,12 +289,12 @@ def _start_script(_link: SuperLink) -> Outcome:
     return skipped("onefed itself is the start script here")
 
 
-def _unit(_link: SuperLink) -> Outcome:
-    return skipped("no systemd: the machine keeps its programs running itself")
+def _unit(link: SuperLink) -> Outcome:
+    return link.edge.platform.units(all_programs(link))
 
 
-def _docker(_link: SuperLink) -> Outcome:
-    return skipped("no Docker: programs run as processes of this machine")
+def _docker(link: SuperLink) -> Outcome:
+    return link.edge.platform.engine(link.edge.clock, link.edge.sleep)
 
 
 _C, _B, _P = Stage.CONFIGURE, Stage.BOOTSTRAP, Stage.PLATFORM

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from onefed import context
 from onefed.appliance import discovery, machine, programs
 from onefed.appliance.machine import Edge
+from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
 from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
@@ -51,16 +53,23 @@ class SuperNode:
     edge: Edge
     resolution: context.Resolution
     settings: context.SuperNodeSettings | None = None
-    """Set by SN-04."""
+    """Set by SN-04; bootstrap, a process of its own, reads them again."""
     found: discovery.SuperLink | None = None
     """Set by SN-07."""
     key: node_keys.NodeKey | None = None
-    """Set by SN-05."""
+    """Set by SN-05; the same for bootstrap."""
 
     @property
     def chosen(self) -> context.SuperNodeSettings:
-        assert self.settings is not None, "SN-04 comes before every step that needs settings"
+        if self.settings is None:
+            self.settings = context.supernode_settings(self.resolution)
         return self.settings
+
+    @property
+    def identity(self) -> node_keys.NodeKey:
+        if self.key is None:
+            self.key = node_keys.ensure(self.edge.paths.node_key)
+        return self.key
 
     @property
     def tls(self) -> bool:
@@ -86,8 +95,7 @@ def _configuration(node: SuperNode) -> Outcome:
     _require_readable(paths.data)
     if machine.write_secret_once(paths.superexec_secret, secrets.token_hex(32).encode()):
         made.append("SuperExec secret")
-    node.key = node_keys.ensure(paths.node_key)
-    if node.key.created:
+    if node.identity.created:
         made.append("node key")
     return done("made " + ", ".join(made)) if made else unchanged("folders and key are there")
 
@@ -111,7 +119,12 @@ def _discover(node: SuperNode) -> Outcome:
         )
         detail = f"{node.found.endpoint}, found through OneGate"
     node_config = _node_config(node)
-    is_news = machine.save_facts(edge, endpoint=node.found.endpoint, node_config=node_config)
+    is_news = machine.save_facts(
+        edge,
+        endpoint=node.found.endpoint,
+        node_config=node_config,
+        superlink_version=node.found.version or "",
+    )
     if node_config:
         detail += f"; {node_config}"
     return done(detail) if is_news else unchanged(detail)
@@ -141,8 +154,7 @@ def _trust(node: SuperNode) -> Outcome:
 
 
 def _identity(node: SuperNode) -> Outcome:
-    edge, key = node.edge, node.key
-    assert key is not None, "SN-05 comes before SN-07c"
+    edge, key = node.edge, node.identity
     if not node.tls:
         return skipped("node keys need TLS")
     if edge.gate is None:
@@ -171,34 +183,52 @@ def _identity(node: SuperNode) -> Outcome:
 
 
 def _version(node: SuperNode) -> Outcome:
-    own = node.chosen.flower_version
-    theirs = node.found.version if node.found is not None else None
-    if theirs is not None and theirs != own:
-        node.edge.warn(
+    edge = node.edge
+    own = edge.platform.version(node.chosen.flower_version, edge.warn)
+    machine.save_facts(edge, version=own)
+    theirs = edge.facts.get("superlink_version")
+    if theirs and theirs != own:
+        edge.warn(
             f"The SuperLink runs Flower {theirs[:VERSION_CHARS_MAX]!r}, this node {own}: "
             "deploy both with the same FLOWER_VERSION."
         )
     return unchanged(f"Flower {own} is installed")
 
 
+def all_programs(node: SuperNode, facts: Mapping[str, str]) -> tuple[Program, ...]:
+    """A node's programs, as they are started with what was found out."""
+    edge = node.edge
+    base = programs.environment(
+        edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
+    )
+    tls = facts["tls"] == "YES"
+    return programs.supernode(
+        node.chosen,
+        edge.paths,
+        base,
+        endpoint=facts["endpoint"],
+        tls=tls,
+        private_key=node.identity.private_key_path if tls else None,
+        node_config=facts["node_config"],
+        runtime_port=int(facts["runtime_port"]),
+    )
+
+
+def _unit(node: SuperNode) -> Outcome:
+    # Names and limits of the programs only: the SuperLink is not known yet.
+    nothing_known = {"tls": "NO", "endpoint": "", "node_config": "", "runtime_port": "0"}
+    return node.edge.platform.units(all_programs(node, nothing_known))
+
+
+def _docker(node: SuperNode) -> Outcome:
+    return node.edge.platform.engine(node.edge.clock, node.edge.sleep)
+
+
 def _start(node: SuperNode) -> Outcome:
     edge = node.edge
     if not edge.running("supernode"):
         machine.save_facts(edge, runtime_port=str(_runtime_port(edge)))
-    base = programs.environment(
-        edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
-    )
-    wanted = programs.supernode(
-        node.chosen,
-        edge.paths,
-        base,
-        endpoint=edge.facts["endpoint"],
-        tls=node.tls,
-        private_key=node.key.private_key_path if node.key and node.tls else None,
-        node_config=edge.facts["node_config"],
-        runtime_port=int(edge.facts["runtime_port"]),
-    )
-    started = machine.start(edge, wanted)
+    started = machine.start(edge, all_programs(node, edge.facts))
     return done("started " + ", ".join(started)) if started else unchanged("everything runs")
 
 
@@ -219,7 +249,7 @@ def _publish(node: SuperNode) -> Outcome:
     edge = node.edge
     attributes = {
         "FL_ROLE": "supernode",
-        "FL_VERSION": node.chosen.flower_version,
+        "FL_VERSION": edge.facts.get("version", node.chosen.flower_version),
         "FL_NODE_ID": edge.vm_id,
         "FL_GPU_AVAILABLE": "NO",
         "FL_NODE_READY": "YES",
@@ -228,11 +258,12 @@ def _publish(node: SuperNode) -> Outcome:
 
 
 def _ready(node: SuperNode) -> Outcome:
+    if node.edge.platform.has_agent:
+        return skipped("the guest agent reports it, when its script says that all is well")
     return machine.publish(node.edge, {"READY": "YES"})
 
 
 _C, _B, _P = Stage.CONFIGURE, Stage.BOOTSTRAP, Stage.PLATFORM
-_NO_DOCKER = "no Docker: programs run as processes of this machine"
 
 STEPS: tuple[Step[SuperNode], ...] = (
     Step(
@@ -252,17 +283,11 @@ STEPS: tuple[Step[SuperNode], ...] = (
     Step("SN-03", "Source context", _C, "context variables are read, never executed", _source),
     Step("SN-04", "Validate", _C, "every variable is checked, all errors at once", _validate),
     Step("SN-05", "Generate config", _C, "folders, secret and node key", _configuration),
-    Step(
-        "SN-06",
-        "Unit file",
-        _C,
-        "systemd units",
-        lambda _: skipped("no systemd: the machine keeps its programs running itself"),
-    ),
+    Step("SN-06", "Unit file", _C, "systemd units", _unit),
     Step("SN-07", "Discovery", _C, "the SuperLink's address and this node's partition", _discover),
     Step("SN-07b", "TLS trust", _C, "the CA certificate is checked and in place", _trust),
     Step("SN-07c", "Node identity", _C, "the coordinator has registered the node key", _identity),
-    Step("SN-08", "Wait for Docker", _B, "the engine answers", lambda _: skipped(_NO_DOCKER)),
+    Step("SN-08", "Wait for Docker", _B, "the engine answers", _docker),
     Step(
         "SN-09",
         "GPU detection",

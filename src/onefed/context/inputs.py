@@ -59,7 +59,7 @@ FROM_THE_OWNER: Mapping[str, str] = {"SSH_PUBLIC_KEY": "$USER[SSH_PUBLIC_KEY]"}
 def user_input(row: Variable, *, mandatory: bool = False) -> str:
     """One row as OpenNebula writes a user input: ``O|number|Rounds of the run.||3``."""
     options = ",".join(_offered(row)) if row.kind is Kind.LIST else ""
-    return "|".join(("M" if mandatory else "O", row.kind, _plain(row.help), options, row.default))
+    return "|".join(("M" if mandatory else "O", row.kind, plain(row.help), options, row.default))
 
 
 def service_inputs(profile: Profile) -> dict[str, str]:
@@ -128,6 +128,6 @@ def _offered(row: Variable) -> list[str]:
     return offered
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Bars separate fields, quotes end the template's string, backquotes are for Markdown."""
     return text.replace("|", "/").replace('"', "'").replace("`", "'")

@@ -550,8 +550,7 @@ _MONITORING = (
         rule=syntax.one_of(("text", "json")),
         example="json",
         help="Log lines for people or for machines.",
-        maps_to="log formatter",
-        in_effect=False,
+        maps_to="lines of the boot",
     ),
     Variable(
         name="FL_METRICS_ENABLED",

@@ -153,6 +153,21 @@ def ca_for_publication(folder: Path) -> str:
     return pem.encode(pem.dump_certificates(_certificates(folder / CA_CERTIFICATE)))
 
 
+def ends(folder: Path) -> dict[str, datetime]:
+    """When each certificate that can be read ends, by the name of its file.
+
+    A chain ends with its first certificate that does.
+    """
+    found = {}
+    for name in (CA_CERTIFICATE, SERVER_CERTIFICATE):
+        try:
+            chain = _certificates(folder / name)
+        except (TlsMaterialError, StorageError):
+            continue
+        found[name] = min(certificate.not_valid_after_utc for certificate in chain)
+    return found
+
+
 def install_ca(
     folder: Path,
     base64_text: str,

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from onefed import context
-from onefed.appliance import machine, steps, superlink, supernode
+from onefed.appliance import machine, programs, steps, superlink, supernode
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
 from onefed.local.onegate import OneGateServer
@@ -343,3 +343,26 @@ def _computer(
     gate = cloud.gate(vm)
     yield Computer(role, vm, gate, cloud.endpoint, paths, time, flower, variables)
     gate.close()
+
+
+@pytest.fixture
+def programs_of() -> Callable[..., tuple[Program, ...]]:
+    """The programs of a role whose root is ``/``, with these variables set."""
+    paths = Paths(Path("/"))
+
+    def make(role: context.Role, **variables: str) -> tuple[Program, ...]:
+        found = context.resolve(role, explicit=variables)
+        if role is context.Role.SUPERLINK:
+            return programs.superlink(context.superlink_settings(found), paths, {})
+        return programs.supernode(
+            context.supernode_settings(found),
+            paths,
+            {},
+            endpoint="10.0.0.1:9092",
+            tls=True,
+            private_key=Path("/opt/flower/keys/node.key"),
+            node_config="",
+            runtime_port=9094,
+        )
+
+    return make

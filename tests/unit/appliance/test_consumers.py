@@ -167,6 +167,7 @@ SEEN_ELSEWHERE = {
     "FL_SSL_CERTFILE": "test_superlink.py: the certificate that the server shows",
     "FL_SSL_KEYFILE": "test_superlink.py: the key that the server has",
     "FL_CERT_EXTRA_SAN": "test_superlink.py: names in the certificate",
+    "FL_LOG_FORMAT": "test_stages.py: the lines of the boot",
     "FL_USE_CASE": "test_superlink.py: the app that is submitted",
     "TOKEN": "the guest agent; rule X2 in test_rules.py",
     "NETWORK": "the guest agent",

@@ -1,0 +1,274 @@
+"""What a boot needs of the machine beyond files: units, the container engine, the version.
+
+``Processes`` is a machine made of processes (a laptop); ``Systemd`` one with systemd, whose
+programs run as processes or in containers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from onefed.appliance import commands, container, description, ownership, units
+from onefed.appliance.description import Description, Runtime
+from onefed.appliance.paths import Paths
+from onefed.appliance.process import EARLY_DEATHS_MAX, Program
+from onefed.appliance.steps import Outcome, done, skipped, unchanged
+from onefed.checkpoint import files
+from onefed.context import Role
+from onefed.errors import ExitCode, OnefedError
+
+ENGINE_POLL_S = 1.0
+ENGINE_LIMIT_S = 60.0
+
+SYSTEMD_RUNS = "run/systemd/system"
+"""There exactly when systemd is process 1 (sd_booted(3))."""
+
+MEANING = {
+    126: "126: not permitted, see who owns its files",
+    137: "137: killed, often for memory",
+}
+"""Of exit codes that operators ask about."""
+
+LOGROTATE = """\
+{logs}/*.log {{
+  size 10M
+  rotate 3
+  copytruncate
+  missingok
+  notifempty
+}}
+"""
+
+
+class EngineError(OnefedError):
+    """The container engine does not answer, or lacks an image."""
+
+    exit_code = ExitCode.BOOT
+
+
+class Platform(Protocol):
+    """The machine, as the boot steps see it."""
+
+    @property
+    def has_agent(self) -> bool:
+        """The platform's guest agent reports READY, once the boot is through."""
+        ...
+
+    def units(self, programs: Sequence[Program]) -> Outcome:
+        """Steps SL-08 and SN-06: what starts these programs is in place."""
+        ...
+
+    def engine(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> Outcome:
+        """Steps SL-09 and SN-08: the container engine answers."""
+        ...
+
+    def version(self, wanted: str, warn: Callable[[str], None]) -> str:
+        """The version of Flower that will run: the wanted one, or the baked one."""
+        ...
+
+    def current(self, program: Program) -> bool:
+        """Whether what runs under the name of a program is this program."""
+        ...
+
+    def why(self, name: str) -> str:
+        """What is known about the death of a program; empty: nothing."""
+        ...
+
+
+class Processes:
+    """No systemd, no Docker and no guest agent."""
+
+    has_agent = False
+
+    def units(self, programs: Sequence[Program]) -> Outcome:
+        """Nothing to write."""
+        assert programs, "a machine has programs"
+        return skipped("no systemd: the machine keeps its programs running itself")
+
+    def engine(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> Outcome:
+        """Nothing to wait for."""
+        del clock, sleep
+        return skipped("no Docker: programs run as processes of this machine")
+
+    def version(self, wanted: str, warn: Callable[[str], None]) -> str:
+        """The table accepts no version but the one that is installed."""
+        del warn
+        return wanted
+
+    def current(self, program: Program) -> bool:
+        """A machine that was told something else starts anew as a whole."""
+        del program
+        return True
+
+    def why(self, name: str) -> str:
+        """Its log says it."""
+        del name
+        return ""
+
+
+@dataclass(frozen=True)
+class Systemd:
+    """A machine whose programs are units of systemd."""
+
+    role: Role
+    runtime: Runtime
+    paths: Paths
+    framework: str
+    """ML_FRAMEWORK; which image a node needs."""
+    checkpoint_path: Path | None
+    """FL_CHECKPOINT_PATH when it is a folder of its own."""
+    gpus: Callable[[], container.Gpus | None]
+    """Known once step SN-09 is through."""
+    running_version: Callable[[], str]
+    """Known once ``version`` was called."""
+    run: commands.Run = commands.run
+    has_agent: bool = True
+
+    def units(self, programs: Sequence[Program]) -> Outcome:
+        """Write those units that differ, and have systemd read them."""
+        wanted = units.of(programs, self.role, self.runtime, self.paths, python=sys.executable)
+        files.make_folder(self.paths.units)
+        written = [
+            unit.name
+            for unit in wanted
+            if _write(self.paths.units / unit.name, unit.text.encode(), mode=0o644)
+        ]
+        rotate = self.paths.root / "etc/logrotate.d/onefed"
+        files.make_folder(rotate.parent)
+        _write(rotate, LOGROTATE.format(logs=self.paths.logs).encode(), mode=0o644)
+        if not written:
+            return unchanged("all units are there")
+        self._must("systemctl", "daemon-reload")
+        return done("wrote " + ", ".join(written))
+
+    def engine(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> Outcome:
+        """Ask ``docker info`` until it answers."""
+        if self.runtime is Runtime.PROCESS:
+            return skipped("no Docker: programs are units of systemd")
+        started = clock()
+        while not (answer := self.run((container.DOCKER, "info"))).ok:
+            if clock() - started > ENGINE_LIMIT_S:
+                raise EngineError(
+                    f"Docker did not answer in {ENGINE_LIMIT_S:.0f} s: {answer.last_line}",
+                    hint="Look at: systemctl status docker",
+                )
+            sleep(ENGINE_POLL_S)
+        return unchanged("Docker answers")
+
+    def version(self, wanted: str, warn: Callable[[str], None]) -> str:
+        """Pull another version than the baked one; if that fails, the baked one runs.
+
+        Raises:
+            EngineError: there is no image of either.
+        """
+        if self.runtime is Runtime.PROCESS:
+            return wanted
+        if self._has(wanted):
+            return wanted
+        baked = _first_line(self.paths.prebaked)
+        name = container.image(self.role, self.framework, wanted)
+        pulled = self.run((container.DOCKER, "pull", name), timeout_s=commands.PULL_TIMEOUT_S)
+        if pulled.ok:
+            return wanted
+        if baked and baked != wanted and self._has(baked):
+            warn(f"{name} could not be pulled ({pulled.last_line}): Flower {baked} runs instead.")
+            return baked
+        raise EngineError(
+            f"The image {name} is neither here nor to be had: {pulled.last_line}",
+            hint="Use an appliance image that carries this framework; no other one is tried.",
+        )
+
+    def current(self, program: Program) -> bool:
+        """Whether its description says what it should."""
+        return description.is_written(self.paths.programs, self._description(program))
+
+    def why(self, name: str) -> str:
+        """The exit code of its main process, and what that means."""
+        unit = units.name(name, self.role)
+        shown = self.run(("systemctl", "show", "--value", "-p", "ExecMainStatus", unit)).last_line
+        code = int(shown) if shown.isdecimal() else 0
+        return MEANING.get(code, f"exit code {code}" if code else "")
+
+    def start(self, program: Program) -> None:
+        """Describe a program, and have systemd run it from now on and after every boot."""
+        files.make_folder(self.paths.logs)
+        files.make_folder(self.paths.programs)
+        if self.runtime is Runtime.DOCKER:
+            files.write_bytes(
+                self._environment_file(program), container.environment(program), mode=0o640
+            )
+        description.write(self.paths.programs, self._description(program))
+        ownership.give(self.paths)
+        unit = units.name(program.name, self.role)
+        self._must("systemctl", "enable", unit)
+        self._must("systemctl", "restart", unit)
+
+    def running(self, name: str) -> bool:
+        """Whether systemd says that it is active."""
+        return self.run(("systemctl", "is-active", "--quiet", units.name(name, self.role))).ok
+
+    def given_up(self, name: str) -> bool:
+        """systemd never gives up; the boot does, after as many starts as on a laptop."""
+        unit = units.name(name, self.role)
+        shown = self.run(("systemctl", "show", "--value", "-p", "NRestarts", unit)).last_line
+        return shown.isdecimal() and int(shown) >= EARLY_DEATHS_MAX
+
+    def stop(self, names: Sequence[str]) -> None:
+        """Stop programs, the last started first; each has its limit in its unit."""
+        for name in reversed(names):
+            self._must("systemctl", "stop", units.name(name, self.role))
+
+    def _description(self, program: Program) -> Description:
+        if self.runtime is Runtime.PROCESS:
+            return description.of(program)
+        more = () if self.checkpoint_path is None else (self.checkpoint_path,)
+        return container.description(
+            program,
+            self.role,
+            image=container.image(self.role, self.framework, self.running_version()),
+            mounted=container.mounts(self.role, self.paths, more=more),
+            binaries=Path(sys.executable).parent,
+            environment_file=self._environment_file(program),
+            gpus=self.gpus() if program.name != "supervisor" else None,
+        )
+
+    def _environment_file(self, program: Program) -> Path:
+        return self.paths.config / f"{program.name}.env"
+
+    def _has(self, version: str) -> bool:
+        image = container.image(self.role, self.framework, version)
+        return self.run((container.DOCKER, "image", "inspect", image)).ok
+
+    def _must(self, *argv: str) -> None:
+        ended = self.run(argv)
+        if not ended.ok:
+            raise EngineError(
+                f"{' '.join(argv)} failed: {ended.last_line}",
+                hint=f"Look at: systemctl status {argv[-1]}",
+            )
+
+
+def has_systemd(root: Path) -> bool:
+    """Whether the machine below a root is one that systemd runs."""
+    return root == Path("/") and (root / SYSTEMD_RUNS).is_dir()
+
+
+def _write(path: Path, content: bytes, *, mode: int) -> bool:
+    try:
+        if path.read_bytes() == content:
+            return False
+    except OSError:
+        pass
+    files.write_bytes(path, content, mode=mode)
+    return True
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""

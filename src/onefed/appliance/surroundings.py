@@ -1,0 +1,119 @@
+"""What the platform put on the disk of a machine before its boot: context, token, OneGate.
+
+Used by the process that keeps a machine of processes, and by ``onefed appliance``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onefed import context
+from onefed.appliance import machine, steps
+from onefed.appliance.paths import Paths
+from onefed.errors import ExitCode, OnefedError, StorageError
+from onefed.opennebula import onegate
+
+LOOPBACK = "127.0.0.1"
+
+TOKEN_BYTES_MAX = 4096
+"""A token has about 50."""
+
+ERROR_CODE: Mapping[ExitCode, str] = {
+    ExitCode.CONFIG: "config_invalid",
+    ExitCode.IN_USE: "port_in_use",
+    ExitCode.DATA: "data_unreadable",
+    ExitCode.STORAGE: "storage",
+}
+"""``FL_ERROR`` of a machine that failed; see ``error_code`` for the rest."""
+
+
+class ProgramDiedError(OnefedError):
+    """A program of the machine keeps dying."""
+
+    exit_code = ExitCode.BOOT
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a machine was given."""
+
+    paths: Paths
+    context: context.ContextFile
+    context_sha256: str
+    """Of the file; tells whether a machine was told something else since."""
+
+    def variable(self, name: str) -> str:
+        """A variable of the platform, which the table does not hold."""
+        given = self.context.assignments.get(name)
+        return "" if given is None else given.text
+
+    @property
+    def address(self) -> str:
+        """Of the machine's first network."""
+        return self.variable("ETH0_IP") or LOOPBACK
+
+    def gate(self, warn: Callable[[str], None]) -> onegate.OneGate | None:
+        """OneGate, if the machine has what it takes; a static address works without."""
+        endpoint = self.variable("ONEGATE_ENDPOINT")
+        held = read(self.paths.token, TOKEN_BYTES_MAX)
+        token = self.variable("TOKENTXT") if held is None else held.decode(errors="replace")
+        if not endpoint or not token:
+            return None
+        try:
+            return onegate.OneGate(endpoint, token, self.variable("VMID"))
+        except onegate.OneGateError as error:
+            warn(f"This machine goes without OneGate. {error}")
+            return None
+
+
+def look(paths: Paths, warn: Callable[[str], None], file: Path | None = None) -> Surroundings:
+    """Read the context, from ``file`` or from where the platform puts it.
+
+    Raises:
+        StorageError: it is there and cannot be read.
+    """
+    place = paths.context if file is None else file
+    content = read(place, context.FILE_BYTES_MAX + 1)
+    if content is None:
+        warn(f"There is no {place}: every variable has its default.")
+    content = content or b""
+    digest = hashlib.sha256(content).hexdigest()
+    return Surroundings(paths, context.parse_context_file(content), digest)
+
+
+def publish_failure(gate: onegate.OneGate | None, role: context.Role, error: OnefedError) -> None:
+    """Tell OneGate, best effort, that this machine is not ready, and why in a short code."""
+    if gate is None:
+        return
+    ready = "FL_READY" if role is context.Role.SUPERLINK else "FL_NODE_READY"
+    for name, value in {"FL_ERROR": error_code(error), ready: "NO"}.items():
+        with contextlib.suppress(onegate.OneGateError):
+            gate.publish(name, value)
+
+
+def error_code(error: OnefedError) -> str:
+    """What ``FL_ERROR`` says of a failure."""
+    cause = error.__cause__ if isinstance(error, steps.BootError) else error
+    if isinstance(cause, machine.UnhealthyError):
+        return "health_check_timeout"
+    if isinstance(cause, ProgramDiedError):
+        return "program_died"
+    return ERROR_CODE.get(error.exit_code, "boot_failed")
+
+
+def read(path: Path, bytes_max: int) -> bytes | None:
+    """The beginning of a file that the platform wrote; None when there is none."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(bytes_max)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}.",
+            hint="The platform writes it before the boot: look at the guest agent's log.",
+        ) from error

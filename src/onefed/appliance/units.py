@@ -1,0 +1,194 @@
+"""Units of systemd, from the list of a machine's programs. Pure.
+
+A unit holds no value of a context: it starts ``launch`` with the name of a program. So a second
+boot with another context leaves the units as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onefed.appliance.description import Runtime
+from onefed.appliance.paths import Paths
+from onefed.appliance.process import Program
+from onefed.context import Role
+
+RESTART_S = 10
+START_LIMIT_S = 120
+
+STOP_MARGIN_S = 5
+"""Between the program's own limit and systemd's SIGKILL."""
+
+USER = "flower"
+"""Uid and gid 49999; the image makes the account."""
+
+GENERATED = "# Made by: onefed appliance configure. Changes are overwritten at the next boot.\n"
+
+_EVERYWHERE = (
+    "NoNewPrivileges=yes",
+    "CapabilityBoundingSet=",
+    "AmbientCapabilities=",
+    "ProtectSystem=strict",
+    "ProtectHome=yes",
+    "PrivateTmp=yes",
+    "PrivateMounts=yes",
+    "ProtectClock=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectControlGroups=yes",
+    "ProtectProc=invisible",
+    "ProcSubset=pid",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "LockPersonality=yes",
+    "RemoveIPC=yes",
+    "KeyringMode=private",
+    "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@privileged @resources",
+    "SystemCallErrorNumber=EPERM",
+    "UMask=0077",
+)
+"""What no program of ours needs to do."""
+
+_WITHOUT_DEVICES = ("PrivateDevices=yes", "DevicePolicy=closed")
+
+_PROCESS = (
+    f"User={USER}",
+    f"Group={USER}",
+    "PrivateUsers=yes",
+    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+)
+"""Of a program that runs as a process: it talks to the network."""
+
+_DOCKER = (
+    "PrivateNetwork=yes",
+    "IPAddressDeny=any",
+    "RestrictAddressFamilies=AF_UNIX",
+    "MemoryDenyWriteExecute=yes",
+)
+"""Of docker's command line client: it talks to the engine's socket and to nothing else. The
+container has its own limits (``container``)."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit file."""
+
+    name: str
+    """With its suffix: ``flower-superlink.service``."""
+    text: str
+
+
+def name(program_name: str, role: Role) -> str:
+    """``flower-superlink.service``, ``flower-superlink-supervisor.service``."""
+    middle = "" if program_name == role else f"-{program_name}"
+    return f"flower-{role}{middle}.service"
+
+
+def of(
+    programs: Sequence[Program], role: Role, runtime: Runtime, paths: Paths, *, python: str
+) -> list[Unit]:
+    """A unit for every program of a machine, in the order in which they start.
+
+    The first one carries the machine: the others come after it and are stopped with it.
+    """
+    first = name(programs[0].name, role)
+    return [
+        _service(program, role, runtime, paths, python, after=() if index == 0 else (first,))
+        for index, program in enumerate(programs)
+    ]
+
+
+def dcgm(role: Role) -> Unit:
+    """The GPU metrics exporter beside a node; dies and starts with it, and never holds it up."""
+    main = name(role.value, role)
+    container = "dcgm-exporter"
+    text = _sections(
+        Unit=(
+            "Description=GPU metrics for Prometheus (DCGM exporter)",
+            f"After=docker.service {main}",
+            "Requires=docker.service",
+            f"PartOf={main}",
+        ),
+        Service=(
+            "Type=simple",
+            f"ExecStartPre=-/usr/bin/docker rm --force {container}",
+            # The one capability: profiling counters are the administrator's.
+            f"ExecStart=/usr/bin/docker run --rm --name {container} --gpus all --network host "
+            "--cap-drop ALL --cap-add SYS_ADMIN --security-opt no-new-privileges "
+            "--pull never --log-opt max-size=10m --log-opt max-file=3 "
+            "dcgm-exporter:baked",
+            f"ExecStop=/usr/bin/docker stop {container}",
+            "Restart=on-failure",
+            f"RestartSec={RESTART_S}",
+            *_hardening(Runtime.DOCKER, devices=False),
+        ),
+        Install=("WantedBy=multi-user.target",),
+    )
+    return Unit(f"{container}.service", text)
+
+
+def _service(
+    program: Program,
+    role: Role,
+    runtime: Runtime,
+    paths: Paths,
+    python: str,
+    *,
+    after: Sequence[str],
+) -> Unit:
+    container = name(program.name, role).removesuffix(".service")
+    in_docker = runtime is Runtime.DOCKER
+    needs = ["docker.service"] if in_docker else []
+    stop_s = round(program.stop_timeout_s) + STOP_MARGIN_S
+    writable = (paths.state, paths.checkpoints, paths.flower_home, paths.logs)
+    text = _sections(
+        Unit=(
+            f"Description=onefed {role}: {program.name}",
+            f"After={' '.join(['network-online.target', *needs, *after])}",
+            "Wants=network-online.target",
+            *([f"Requires={' '.join(needs)}"] if needs else []),
+            *([f"PartOf={' '.join(after)}"] if after else []),
+            "StartLimitIntervalSec=0",
+        ),
+        Service=(
+            "Type=simple",
+            *([f"ExecStartPre=-/usr/bin/docker rm --force {container}"] if in_docker else []),
+            f"ExecStart={python} -P -m onefed.appliance.launch {paths.programs} {program.name}",
+            *(
+                [f"ExecStop=/usr/bin/docker stop --time {stop_s - STOP_MARGIN_S} {container}"]
+                if in_docker
+                else []
+            ),
+            # Always: Flower ends with status 0 when its other side was restarted.
+            "Restart=always",
+            f"RestartSec={RESTART_S}",
+            f"TimeoutStartSec={START_LIMIT_S}",
+            f"TimeoutStopSec={stop_s}",
+            "KillMode=mixed",
+            "KillSignal=SIGTERM",
+            f"StandardOutput=append:{paths.logs}/{program.name}.log",
+            "StandardError=inherit",
+            *([] if in_docker else [f"ReadWritePaths={' '.join(f'-{each}' for each in writable)}"]),
+            *_hardening(runtime, devices=role is Role.SUPERNODE),
+        ),
+        Install=("WantedBy=multi-user.target",),
+    )
+    return Unit(name(program.name, role), GENERATED + text)
+
+
+def _hardening(runtime: Runtime, *, devices: bool) -> tuple[str, ...]:
+    own = _DOCKER if runtime is Runtime.DOCKER else _PROCESS
+    # A process that trains may need the GPU's devices; docker hands them out itself.
+    sees_devices = devices and runtime is Runtime.PROCESS
+    return (*_EVERYWHERE, *(() if sees_devices else _WITHOUT_DEVICES), *own)
+
+
+def _sections(**sections: Sequence[str]) -> str:
+    blocks = (f"[{title}]\n" + "\n".join(lines) + "\n" for title, lines in sections.items())
+    return "\n".join(blocks)

@@ -1,0 +1,120 @@
+"""Units of systemd, judged by systemd itself where it is installed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onefed.appliance import units
+from onefed.appliance.description import Runtime
+from onefed.appliance.paths import Paths
+from onefed.appliance.process import Program
+from onefed.context import Role
+
+ProgramsOf = Callable[..., tuple[Program, ...]]
+
+PATHS = Paths(Path("/"))
+EXPOSURE_MAX = {Runtime.PROCESS: 1.3, Runtime.DOCKER: 1.8}
+"""R12: of our programs, and of what drives Docker."""
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+
+
+@pytest.fixture
+def made(programs_of: ProgramsOf) -> Callable[..., list[units.Unit]]:
+    def make(role: Role, runtime: Runtime, **variables: str) -> list[units.Unit]:
+        found = programs_of(role, **variables)
+        return units.of(found, role, runtime, PATHS, python="/usr/bin/python3")
+
+    return make
+
+
+def lines(unit: units.Unit) -> dict[str, list[str]]:
+    pairs = [line.partition("=") for line in unit.text.splitlines() if "=" in line]
+    found: dict[str, list[str]] = {}
+    for key, _, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("runtime", Runtime)
+@pytest.mark.parametrize("role", Role)
+def test_every_program_of_a_machine_has_a_unit_that_always_restarts(
+    made, programs_of, role: Role, runtime: Runtime
+) -> None:
+    found = made(role, runtime)
+    assert [unit.name for unit in found] == [
+        units.name(program.name, role) for program in programs_of(role)
+    ]
+    assert found[0].name == f"flower-{role}.service"
+    for unit, program in zip(found, programs_of(role), strict=True):
+        said = lines(unit)
+        assert said["Restart"] == ["always"]
+        assert said["KillSignal"] == ["SIGTERM"]
+        assert int(said["TimeoutStopSec"][0]) > program.stop_timeout_s
+        assert said["ExecStart"][0].endswith(f" {program.name}")
+        assert ("docker.service" in said.get("Requires", [""])[0]) == (runtime is Runtime.DOCKER)
+    for unit in found[1:]:
+        assert lines(unit)["PartOf"] == [found[0].name]
+
+
+@pytest.mark.parametrize("runtime", Runtime)
+def test_no_value_of_a_context_is_in_a_unit(made, runtime: Runtime) -> None:
+    """So ``%h`` or a line break in a value cannot change one, and a new context rewrites none."""
+    plain = made(Role.SUPERLINK, runtime)
+    other = made(
+        Role.SUPERLINK,
+        runtime,
+        FL_DATABASE="state/other.db",
+        FL_FLEET_API_ADDRESS="10.9.8.7:9999",
+        FL_LOG_LEVEL="DEBUG",
+    )
+    assert other == plain
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of an appliance, as far as systemd-analyze looks at it."""
+    folder = tmp_path_factory.mktemp("root")
+    for program in ("usr/bin/python3", "usr/bin/docker"):
+        place = folder / program
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("#!/bin/sh\n")
+        place.chmod(0o755)
+    place = folder / "etc/systemd/system"
+    place.mkdir(parents=True)
+    targets = ("network-online", "multi-user", "sysinit", "basic", "shutdown")
+    for name in targets:
+        (place / f"{name}.target").write_text("[Unit]\nDescription=of the platform\n")
+    (place / "docker.service").write_text("[Service]\nExecStart=/usr/bin/docker\n")
+    return folder
+
+
+def analyze(root: Path, *words: str) -> Any:
+    argv = ["systemd-analyze", "--no-pager", f"--root={root}", *words]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+
+@needs_systemd
+@pytest.mark.parametrize("runtime", Runtime)
+def test_systemd_takes_the_units_and_calls_them_safe(made, root: Path, runtime: Runtime) -> None:
+    every = [unit for role in Role for unit in made(role, runtime)]
+    every += [units.dcgm(Role.SUPERNODE)] if runtime is Runtime.DOCKER else []
+    for unit in every:
+        (root / "etc/systemd/system" / unit.name).write_text(unit.text)
+    names = [unit.name for unit in every]
+    verified = analyze(root, "verify", *names)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    for name in names:
+        said = analyze(root, "security", "--offline=true", name).stdout
+        exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+        assert exposure is not None, said
+        assert float(exposure[1]) <= EXPOSURE_MAX[runtime], name
