@@ -8,8 +8,17 @@ discovery    finding the SuperLink through OneGate; which partition a node train
 programs     the command line and environment of each program of a machine
 gateway      nginx in front of the SuperLink: its configuration, made and checked
 process      runtime ``process``: programs as children, restarted when they die
+platform     units, the container engine and the version: a machine with systemd, or without
+units        units of systemd, from the list of programs
+container    docker's command line, from a program
+description  a program as a file; ``launch`` becomes it; ``ownership`` gives it its files
+commands     the one door to programs that a boot waits for
+surroundings what the platform put on the disk: context, token, OneGate
+stages       plan, configure, bootstrap and drain as commands; ``keeper`` finds who keeps a machine
+health       what READY means; certificates that end
+lifecycle    the few lines of shell that the platform demands
 guest        a machine made of processes: boots, keeps its programs running, drains
 
 The steps are the ones a VM takes.
-A laptop has no Docker and no systemd, so the steps about them say "skipped" there, and why.
+Without systemd and Docker, as on a laptop, the steps about them say "skipped", and why.
 """

@@ -55,7 +55,7 @@ def mounts(role: Role, paths: Paths, *, more: Sequence[Path] = ()) -> tuple[Moun
     writable = [paths.flower_home, paths.logs, *more]
     if role is Role.SUPERLINK:
         read_only.append(paths.app.parent)
-        writable += [paths.state, paths.checkpoints]
+        writable += [paths.state, paths.checkpoints, paths.gateway]
     else:
         read_only += [paths.node_key, paths.data]
     return (

@@ -19,7 +19,14 @@ def owned(paths: Paths) -> tuple[Path, ...]:
     """Folders and files of the programs. The authority's private key stays root's."""
     return (
         *(paths.certificates, paths.node_key, paths.state, paths.checkpoints, paths.data),
-        *(paths.app.parent, paths.flower_home, paths.logs, paths.programs),
+        *(
+            paths.gateway,
+            paths.gateway_configuration,
+            paths.app.parent,
+            paths.flower_home,
+            paths.logs,
+            paths.programs,
+        ),
         *(paths.superexec_secret, paths.supervisor),
     )
 

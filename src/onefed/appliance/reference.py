@@ -9,7 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from onefed.appliance import discovery, process, programs, superlink, supernode
+from onefed.appliance import (
+    discovery,
+    health,
+    process,
+    programs,
+    superlink,
+    supernode,
+    units,
+)
 from onefed.appliance.steps import Step
 
 INTRODUCTION = """\
@@ -30,6 +38,42 @@ The outcome of every step is in `opt/flower/config/boot-status.json` below the m
 """
 
 AFTERWARDS = f"""\
+## Commands
+
+`onefed appliance plan` prints the steps and changes nothing.
+`configure` and `bootstrap` are the two stages, each a process of its own; `--dry-run` only checks.
+`status` shows how far the last boot went; a failure names its step, the cause and what to look at.
+`health` says quickly whether the machine is ready, and warns of certificates that end within \
+{health.EXPIRY_WARNED_DAYS} days.
+`drain` stops in order: no longer ready, programs end within their limits, then the node publishes \
+`FL_CLIENT_STATUS=3`.
+Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
+`/var/log/one-appliance`, as text or JSON (`FL_LOG_FORMAT`).
+
+| Exit code | A boot ended with it because |
+|---|---|
+| 0 | the stage is through |
+| 2 | the command line is wrong, or the docker runtime was asked for without systemd |
+| 3 | variables or certificates are not valid; all are named |
+| 5 | a port is in use, or another process keeps this machine |
+| 7 | the disk refused |
+| 8 | Docker, an image, a program, discovery or registration failed; the step is named |
+| 9 | training data cannot be read |
+
+A failure publishes `FL_READY=NO` (a node: `FL_NODE_READY=NO`) and `FL_ERROR`, and READY stays unset.
+These do not stop a boot: a version that cannot be pulled while the baked one is there, OneGate that
+does not take an attribute, a GPU that is not found.
+
+## Runtimes
+
+A program is described once (`opt/flower/config/programs`).
+With `process` its command line is started as it is, with `docker` in a container that has no
+capabilities, a read-only root, user 49999, a reaper, log limits, the host's network and the folders
+of its role under the same paths; the authority's private key is in none of them.
+Under systemd a unit starts a launcher with the name of a program, so no value of a context is ever
+in a unit; systemd restarts it always, after {units.RESTART_S} s.
+Without systemd (runtime `process` only) `bootstrap` leaves a process behind that keeps the machine.
+
 ## OneGate
 
 One attribute per request, since several in one request are stored as one value.

@@ -146,7 +146,7 @@ def _service(
     in_docker = runtime is Runtime.DOCKER
     needs = ["docker.service"] if in_docker else []
     stop_s = round(program.stop_timeout_s) + STOP_MARGIN_S
-    writable = (paths.state, paths.checkpoints, paths.flower_home, paths.logs)
+    writable = (paths.state, paths.checkpoints, paths.flower_home, paths.gateway, paths.logs)
     text = _sections(
         Unit=(
             f"Description=onefed {role}: {program.name}",

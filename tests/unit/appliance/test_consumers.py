@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from onefed import context
-from onefed.appliance import programs
+from onefed.appliance import gateway, programs, superlink
 from onefed.appliance.paths import Paths
 from onefed.context import VARIABLES, Level, Role
 from onefed.flower import server_app, strategy
@@ -61,6 +62,12 @@ def supernode_flags(**given: str) -> argparse.Namespace:
     return flower_supernode._parse_args_run_supernode().parse_args(argv[1:])
 
 
+def nginx(pattern: str, **given: str) -> list[str]:
+    """What a pattern finds in the configuration that nginx is started with."""
+    wanted = superlink.gateway_of(link(FL_TLS_ENABLED="NO", **given), PATHS)
+    return re.findall(pattern, gateway.configuration(wanted))
+
+
 def plan(**given: str) -> Any:
     """What the ServerApp makes of the run_config."""
     config = {**RUN, **context.run_config(link(**given))}
@@ -91,8 +98,33 @@ SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
     "FL_MIN_EVALUATE_CLIENTS": (lambda **g: plan(**g).min_evaluate_clients, {"": 2, "3": 3}),
     "FL_MIN_AVAILABLE_CLIENTS": (lambda **g: plan(**g).min_available_clients, {"": 2, "4": 4}),
     "FL_FLEET_API_ADDRESS": (
-        lambda **g: superlink_flags(**g).port,
-        {"": 9092, "0.0.0.0:9192": 9192},
+        lambda **g: nginx(r"listen (\S+:9[0-9]+)[ ;]", **g)[0],
+        {"": "0.0.0.0:9092", "10.0.0.1:9192": "10.0.0.1:9192"},
+    ),
+    "FL_CONTROL_API_ADDRESS": (
+        lambda **g: nginx(r"listen (127\.0\.0\.1:9[0-9]+)[ ;]", **g)[-1],
+        {"": "127.0.0.1:9093", "127.0.0.1:9193": "127.0.0.1:9193"},
+    ),
+    "FL_SUPERLINK_PORT": (lambda **g: superlink_flags(**g).port, {"": 9091, "9191": 9191}),
+    "FL_GATEWAY": (
+        lambda **g: (
+            "gateway"
+            in [
+                each.name
+                for each in programs.superlink(
+                    link(FL_FLEET_API_ADDRESS="127.0.0.1:9092", **g), PATHS, {}
+                )
+            ]
+        ),
+        {"": False, "always": True},
+    ),
+    "FL_GATEWAY_CONNECTIONS": (
+        lambda **g: nginx(r"limit_conn \w+ (\d+);", **g)[0],
+        {"": "512", "7": "7"},
+    ),
+    "FL_GATEWAY_RATE": (
+        lambda **g: nginx(r"rate=(\d+)r/s", **g)[0],
+        {"": "200", "9": "9"},
     ),
     "FL_ISOLATION": (
         lambda **g: (
