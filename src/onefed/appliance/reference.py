@@ -60,7 +60,7 @@ Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
 | 8 | Docker, an image, a program, discovery or registration failed; the step is named |
 | 9 | training data cannot be read |
 
-A failure publishes `FL_READY=NO` (a node: `FL_NODE_READY=NO`) and `FL_ERROR`, and READY stays unset.
+A failure publishes `FL_READY=NO` (a node: `FL_NODE_READY=NO`) and `FL_ERROR`; READY stays unset.
 These do not stop a boot: a version that cannot be pulled while the baked one is there, OneGate that
 does not take an attribute, a GPU that is not found.
 
