@@ -60,9 +60,11 @@ class Surroundings:
         """OneGate, if the machine has what it takes; a static address works without."""
         endpoint = self.variable("ONEGATE_ENDPOINT")
         held = read(self.paths.token, TOKEN_BYTES_MAX)
-        token = self.variable("TOKENTXT") if held is None else held.decode(errors="replace")
-        if not endpoint or not token:
+        if held is None:
+            held = self.variable("TOKENTXT").encode() or None
+        if not endpoint or held is None:
             return None
+        token = held.decode(errors="replace")
         try:
             return onegate.OneGate(endpoint, token, self.variable("VMID"))
         except onegate.OneGateError as error:

@@ -143,6 +143,10 @@ SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
     ),
     "FL_SEED": (lambda **g: plan(**g).seed, {"": 0, "42": 42}),
     "FL_ROUND_TIMEOUT": (lambda **g: plan(**g).round_timeout_s, {"": 600.0, "120": 120.0}),
+    "FL_ROUND_TIMEOUT_MIN": (
+        lambda **g: plan(**g).round_timeout_min_s,
+        {"": 60.0, "20": 20.0},
+    ),
     "FL_RUN_CONFIG": (lambda **g: run_config(**g).get("epochs"), {"": None, "epochs=2": 2}),
     "FL_SUPERLINK_ADDRESS": (
         lambda **g: supernode_flags(**g).superlink,
