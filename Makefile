@@ -49,6 +49,7 @@ docs: setup ## write the generated pages anew
 
 bench: setup ## measure, beside stock Flower in the same run
 	$(BIN)/python bench/hub.py
+	$(BIN)/python bench/clients.py
 
 pin: setup ## write the versions that are installed now to constraints.txt
 	scripts/pin $(BIN)/python

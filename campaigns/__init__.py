@@ -5,5 +5,7 @@
 * ``workloads``: what is done on those disks, and what must be found afterwards
 * ``power_cut``, ``kth_call``, ``mutations``, ``store_machine``: the campaigns
 * ``hostile``: files made to harm, one by one
+* ``bad_clients``: malformed replies (``malformed``) and attacks (``attacks``), under our loop and
+  under stock Flower's (``federations``)
 * ``results``: shards of seeds, and the file in which they add up
 """

@@ -55,6 +55,12 @@ def of(rule: aggregate.Rule, model: Arrays, clients: Collection[str], folder: Pa
     return _Batch(rule)
 
 
+def clear(folder: Path) -> None:
+    """Remove what a process that was killed had waiting there."""
+    if folder.exists():
+        Spool(folder).close()
+
+
 class _Batch:
     def __init__(self, rule: aggregate.Rule) -> None:
         self._rule = rule
@@ -87,7 +93,7 @@ class _Stream:
     def take(self, update: aggregate.Update) -> str | None:
         try:
             self._fold.add(update)
-        except StorageError as error:  # the others wait on
+        except _NotKeptError as error:  # the others wait on
             return error.message
         return None
 
@@ -102,6 +108,11 @@ class _Stream:
 
     def close(self) -> None:
         self._hold.close()
+
+
+class _NotKeptError(StorageError):
+    """There is no room for an update. One that was kept and cannot be read again is another
+    matter: it counts already, so that ends the run, which can be resumed."""
 
 
 class _Hold:
@@ -119,9 +130,12 @@ class _Hold:
             self._held[update.client] = update
             self._bytes += size_bytes
             return
-        if self._spool is None:
-            self._spool = Spool(self._folder)
-        self._spool.put(update)
+        try:
+            if self._spool is None:
+                self._spool = Spool(self._folder)
+            self._spool.put(update)
+        except StorageError as error:
+            raise _NotKeptError(error.message, hint=error.hint) from error
 
     def take(self, client: str) -> aggregate.Update:
         held = self._held.pop(client, None)

@@ -169,6 +169,7 @@ def run(plan: Plan, world: World, snapshot: Snapshot) -> Snapshot:
         StorageError: the recovery store cannot be written.
     """
     memory = _Memory(plan)
+    intake.clear(world.spool)
     while snapshot.round_number < plan.rounds_total and not world.should_stop():
         committed = _round(plan, world, snapshot, memory)
         if committed is None:

@@ -10,6 +10,7 @@ import pytest
 from onefed import aggregate
 from onefed.aggregate import Update
 from onefed.arrays import Arrays, digest
+from onefed.errors import StorageError
 from onefed.flower import intake
 
 MODEL: Arrays = {"w": np.linspace(-1, 1, 50, dtype=np.float32), "n": np.arange(3)}
@@ -74,6 +75,36 @@ def test_no_folder_is_made_while_memory_has_room(tmp_path: Path) -> None:
     step(way, rule, CLIENTS[::-1], set())
 
     assert not (tmp_path / "spool").exists()
+
+
+def test_what_a_killed_process_had_waiting_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "HELD_BYTES_MAX", 0)
+    folder = tmp_path / "spool"
+    intake.clear(folder)
+    assert not folder.exists()
+    way = intake.of(aggregate.rule("FedAvg"), MODEL, CLIENTS, folder)
+    assert way.take(update("3")) is None
+    assert len(list(folder.iterdir())) == 1
+
+    intake.clear(folder)
+
+    assert list(folder.iterdir()) == []
+
+
+def test_an_update_that_was_kept_and_is_gone_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted: going on without it would be another model than the record says."""
+    monkeypatch.setattr(intake, "HELD_BYTES_MAX", 0)
+    way = intake.of(aggregate.rule("FedAvg"), MODEL, ["0", "1"], tmp_path)
+    assert way.take(update("1")) is None
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+    with pytest.raises(StorageError):
+        way.take(update("0"))
 
 
 def test_an_update_that_cannot_be_kept_is_that_clients_and_no_others(

@@ -245,6 +245,35 @@ class TestRounds:
             2**63 - 1
         }
 
+    def test_what_fedprox_tells_the_clients_is_in_every_message(self, start: Start) -> None:
+        """By the name of Flower's own strategy: an app that was written for it applies the term."""
+        federation = start(strategy="FedProx")
+        federation.rule = aggregate.rule("FedProx", proximal_mu=0.25)
+        federation.join(0, 1)
+
+        federation.run()
+
+        assert {message.content["config"]["proximal-mu"] for message in federation.grid.sent} == {
+            0.25
+        }
+
+    def test_fedprox_keeps_the_clients_of_the_built_in_app_near_the_global_model(
+        self, start: Start
+    ) -> None:
+        moved = {}
+        for mu in (0.0, 10.0):
+            federation = start(f"mu-{mu}", rounds_total=1, strategy="FedProx")
+            federation.rule = aggregate.rule("FedProx", proximal_mu=mu)
+            federation.start = task.initial_arrays({"seed": 5})
+            federation.join(0, 1, 2, client_app=digits.app)
+            last = federation.run()
+            moved[mu] = sum(
+                float(np.square(last.arrays[key] - federation.start[key]).sum())
+                for key in last.arrays
+            )
+
+        assert moved[10.0] < moved[0.0] / 4
+
     @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
     @given(
         delays=st.lists(st.floats(0, 50), min_size=3, max_size=3), order=st.permutations(range(3))
