@@ -9,8 +9,8 @@ matched by the message that it answers (docs/flower.md). Three things follow:
 * A client that Flower reports as gone may still come back. It is waited for while there is not
   enough without it, and nobody stands by who could take its place.
 * A reply whose bytes Flower cannot read raises out of its grid and takes along all others of the
-  same look: the SuperLink has given them out. From then on their clients are looked at one by one,
-  and those whose reply was lost are asked again.
+  same look: the SuperLink has given them out, and does not say which. So all clients of that look
+  are asked again and looked at one by one; and the one who did it is for the rest of the run.
 """
 
 from __future__ import annotations
@@ -63,8 +63,6 @@ ERROR_NAMES: Mapping[int, str] = {
 
 GONE = frozenset({5})
 """Of a node that the SuperLink does not see any more."""
-LOST = frozenset({3, 4})
-"""Of a message or a reply that the SuperLink does not have any more."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,7 @@ def exchange(
     reply_bytes: int,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
+    suspects: set[str] | None = None,
 ) -> Iterator[Reply | Failure]:
     """Send a message to each client and give its outcome as it comes, one of each client.
 
@@ -122,9 +121,12 @@ def exchange(
         message_to: makes the message, again for a client that needs another one.
         reply_bytes: about what a reply has, for the number of them that one look asks for.
         clock: monotonic seconds.
+        suspects: keys of clients whose replies are looked at one by one from the beginning; who
+            sends a reply that cannot be read is added.
     """
     look_ids_max = max(1, LOOK_BYTES_MAX // max(1, reply_bytes))
-    phase = _Phase(grid, message_to, patience, look_ids_max, clock, sleep)
+    suspects = set() if suspects is None else suspects
+    phase = _Phase(grid, message_to, patience, look_ids_max, clock, sleep, suspects)
     return phase.run(asked)
 
 
@@ -150,6 +152,7 @@ class _Phase:
     look_ids_max: int
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+    suspects: set[str]
     everyone: frozenset[str] = frozenset()
     """Keys of the clients of this phase."""
     asked: dict[str, _Asked] = field(default_factory=dict)
@@ -159,7 +162,9 @@ class _Phase:
 
     def run(self, everyone: Sequence[Client]) -> Iterator[Reply | Failure]:
         started = nodes_seen_s = told_s = self.clock()
-        self.asked = {client.key: _Asked(client) for client in everyone}
+        self.asked = {
+            client.key: _Asked(client, alone=client.key in self.suspects) for client in everyone
+        }
         self.everyone = frozenset(self.asked)
         yield from self._send(list(self.asked.values()))
         pause_s = POLL_FIRST_S
@@ -225,9 +230,7 @@ class _Phase:
                 continue
             for message in arrived:
                 outcome = self._outcome(message, started)
-                if isinstance(outcome, _Asked):
-                    yield from self._send([outcome])
-                elif outcome is not None:
+                if outcome is not None:
                     yield outcome
                 del outcome, message  # before the next is made
             del arrived
@@ -235,14 +238,19 @@ class _Phase:
     def _unreadable(self, wanted: list[str], error: Exception) -> Iterator[Failure]:
         """A reply to one of these messages cannot be read, and all that had come are lost."""
         if len(wanted) == 1:
+            each = self.waiting[wanted[0]]
+            self.suspects.add(each.client.key)
             reason = f"Flower cannot read it: {type(error).__name__}: {error}"
-            yield self._close(self.waiting[wanted[0]], "malformed_reply", bounded(reason))
+            yield self._close(each, "malformed_reply", bounded(reason))
             return
-        for message_id in wanted:
-            self.waiting[message_id].alone = True
+        # In order, and each once: two messages to one client may be among them.
+        lost = dict.fromkeys(self.waiting[message_id].client.key for message_id in wanted)
+        for each in (again := [self.asked[key] for key in lost]):
+            each.alone = True
+        yield from self._send([each for each in again if len(each.messages) < MESSAGES_MAX])
 
-    def _outcome(self, message: Message, started: float) -> Reply | Failure | _Asked | None:
-        """What a message means for its client; one that is to be asked again; or nothing."""
+    def _outcome(self, message: Message, started: float) -> Reply | Failure | None:
+        """What a message means for its client, if anything."""
         message_id = message.metadata.reply_to_message_id
         each = self.waiting.get(message_id)
         if each is None:
@@ -261,8 +269,6 @@ class _Phase:
             ERROR_NAMES.get(code, f"code_{code}"),
             bounded(message.error.reason or "no reason given"),
         )
-        if code in LOST and each.alone and len(each.messages) < MESSAGES_MAX:
-            return each
         if code in GONE and not self.patience.enough():
             each.gone = failure
             return None

@@ -99,6 +99,8 @@ class _Memory:
         self.remarks: set[str] = set()
         """Of the rule, those that were told."""
         times = plan.round_timeout_min_s, plan.round_timeout_s
+        self.suspects: set[str] = set()
+        """Clients that sent replies which Flower cannot read."""
         self.train = Deadline(*times)
         self.evaluate = Deadline(*times)
 
@@ -265,6 +267,7 @@ def _train(plan: Plan, world: World, model: Arrays, training: _Training, memory:
         reply_bytes=arrays.nbytes(model),
         clock=world.clock,
         sleep=world.sleep,
+        suspects=memory.suspects,
     ):
         if isinstance(outcome, Reply):
             _progress(world, number, "train", outcome)
@@ -385,6 +388,7 @@ def _evaluate(
         reply_bytes=payload.TOLD_BYTES_MAX,
         clock=world.clock,
         sleep=world.sleep,
+        suspects=memory.suspects,
     ):
         if isinstance(outcome, Reply):
             _progress(world, number, "evaluate", outcome)

@@ -152,8 +152,11 @@ class VirtualGrid(Grid):
         self._under_way = [each for each in self._under_way if each not in due]
         lost = [sent for sent in self.sent if sent.metadata.message_id in self._lost & asked]
         if any(reply.metadata.src_node_id in self.undecodable for _, _, reply in due):
-            # The SuperLink has given all of them out, and asked again has none of them.
-            self._lost |= {reply.metadata.reply_to_message_id for _, _, reply in due}
+            # The SuperLink has given all of them out. Up to the one that cannot be read, Flower has
+            # confirmed them, and they are gone; asked again for the others it says nothing.
+            ids = [reply.metadata.reply_to_message_id for _, _, reply in due]
+            bad = [reply.metadata.src_node_id in self.undecodable for _, _, reply in due]
+            self._lost |= set(ids[: bad.index(True) + 1])
             raise ValueError("Unknown object type")
         if lost:
             return [error_of(sent, 3, "unavailable", by_superlink=True) for sent in lost]

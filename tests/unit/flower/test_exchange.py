@@ -445,14 +445,29 @@ class TestUnreadable:
         assert "Flower cannot read it" in collected.failures[0].reason
         assert clock() < 5
 
-    def test_who_had_not_answered_yet_is_not_asked_again(
+    def test_who_had_not_answered_yet_is_asked_twice_and_counts_once(
         self, grid: Any, phase: Phase, hub: SimpleNamespace
     ) -> None:
+        """Nobody says whether its reply was among those that are lost."""
         slow = grid.add("0", lambda message: [(9.0, hub.answer(message))])
         grid.undecodable = {grid.add("1", hub.answer)}
 
         assert replied(phase.run()) == ["0"]
-        assert [message.metadata.dst_node_id for message in grid.sent].count(slow) == 1
+        assert [message.metadata.dst_node_id for message in grid.sent].count(slow) == 2
+
+    def test_who_did_it_once_is_looked_at_alone_from_then_on(
+        self, grid: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        suspects: set[str] = set()
+        for key in "013":
+            grid.add(key, hub.answer)
+        grid.undecodable = {grid.add("2", hub.answer)}
+        phase.run(suspects=suspects)
+        assert suspects == {"2"}
+        sent_before = len(grid.sent)
+
+        assert failed(phase.run(suspects=suspects)) == {"2": "malformed_reply"}
+        assert len(grid.sent) == sent_before + 4
 
 
 def test_a_look_asks_for_no_more_than_fits_into_memory(
