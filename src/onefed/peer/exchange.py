@@ -1,0 +1,214 @@
+"""The data plane: slices to the owners, shards to everybody, then accept what came out.
+
+Reduce-scatter and all-gather, 2(n-1)/n of a model sent by each of n contributors. With whole
+updates everybody owns the one shard itself: (n-1) models sent by each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from onefed.peer import repair
+from onefed.peer.interface import (
+    AcceptedRecord,
+    Append,
+    Assemble,
+    Assembled,
+    Drop,
+    Reduce,
+    Reduced,
+    Trained,
+)
+from onefed.peer.messages import (
+    Adopt,
+    Blob,
+    Data,
+    Entry,
+    Item,
+    NodeId,
+    Plan,
+    Proposal,
+    Shard,
+    Slice,
+)
+from onefed.peer.state import State
+
+SHARDS_MAX = 4096
+SLICES_MAX = 4096
+"""Items of rounds that are not done, kept before their plan is known; later ones are dropped."""
+
+
+def on_trained(state: State, event: Trained) -> None:
+    """Ready; the provisional owners get their slices before there is a plan."""
+    if event.round_number != state.installed + 1 or event.base != state.commit.root:
+        return  # the others have gone on meanwhile
+    assert event.contribution.node == state.me
+    state.ready = event.contribution
+    state.ack_due = True
+    if state.proposal is None and state.me in state.commit.owners:
+        _send_slices(state, state.commit.owners)
+
+
+def on_proposal(state: State, proposal: Proposal) -> None:
+    """Take the newest proposal of the term."""
+    known = state.proposal
+    if known is not None and proposal.ballot <= known.ballot:
+        return
+    assert proposal.ballot.term == state.term, "a proposal is of the term of its heartbeat"
+    state.proposal = proposal
+
+
+def on_data(state: State, sender: NodeId, message: Data) -> None:
+    """Keep what is of use, before its plan is known too."""
+    state.progress += 1
+    item = message.item
+    match item:
+        case Blob(root):
+            state.models.setdefault(root, state.commit.round_number)
+            repair.install(state)
+        case Slice() if len(state.slices) < SLICES_MAX and _is_next(state, item):
+            state.slices.add(item)
+        case Shard() if len(state.shards) < SHARDS_MAX and _is_next(state, item):
+            state.shards.add(item)
+        case _:
+            state.out.append(Drop(item))
+
+
+def on_reduced(state: State, event: Reduced) -> None:
+    """Give the shard to all receivers."""
+    plan = state.plan
+    if plan is None or not state.rules.belongs(event.ballot, plan.ballot):
+        return
+    shard = Shard(plan.round_number, event.ballot, event.index)
+    state.shards.add(shard)
+    if plan.owners:
+        for node in plan.receivers:
+            if node != state.me:
+                state.send(node, Data(shard))
+
+
+def on_assembled(state: State, event: Assembled) -> None:
+    """The model is on disk: accept it, if it is still asked for."""
+    plan = event.plan
+    state.models.setdefault(event.root, plan.round_number)
+    if plan.round_number <= state.commit.round_number:
+        repair.install(state)
+        return
+    accept(
+        state,
+        Entry(
+            round_number=plan.round_number,
+            root=event.root,
+            size_bytes=event.size_bytes,
+            ballot=plan.ballot,
+            roster=plan.roster,
+            contributors=plan.contributors,
+            owners=plan.owners,
+        ),
+    )
+
+
+def accept(state: State, entry: Entry) -> None:
+    """Promise to bring this entry up in any later election. Its bytes are on disk."""
+    assert entry.root in state.models, "nothing is accepted without its bytes"
+    if state.proposal is None or not state.rules.may_accept(
+        ballot=entry.ballot,
+        round_number=entry.round_number,
+        term=state.term,
+        newest=state.proposal.ballot,
+        accepted=state.accepted,
+        commit_round=state.commit.round_number,
+        installed=state.installed,
+    ):
+        return
+    state.accepted = entry
+    state.out.append(Append(AcceptedRecord(entry), sync=True))
+    state.ack_due = True
+
+
+def advance(state: State) -> None:
+    """Do for the proposal whatever can be done now."""
+    proposal = state.proposal
+    if (
+        proposal is None
+        or proposal.round_number != state.commit.round_number + 1
+        or state.installed != state.commit.round_number
+        or (state.accepted is not None and state.accepted.ballot == proposal.ballot)
+    ):
+        return
+    match proposal:
+        case Adopt(ballot, entry):
+            if entry.root in state.models:
+                accept(state, replace(entry, ballot=ballot))
+            else:
+                repair.watch(state)
+        case Plan():
+            _work(state, proposal)
+
+
+def missing(state: State, plan: Plan) -> Iterator[tuple[Item, NodeId]]:
+    """What this node lacks for a plan, and who has it."""
+    if state.me not in plan.receivers:
+        return
+    for index in range(plan.shard_count):
+        shard = Shard(plan.round_number, plan.ballot, index)
+        if shard in state.shards:
+            continue
+        owner = plan.owners[index] if plan.owners else state.me
+        if owner != state.me:
+            yield shard, owner
+        else:
+            for item in _slices(plan, index):
+                if item.node != state.me and item not in state.slices:
+                    yield item, item.node
+
+
+def _work(state: State, plan: Plan) -> None:
+    if state.ready in plan.contributors:
+        _send_slices(state, plan.owners or plan.receivers, whole=not plan.owners)
+    if state.me not in plan.receivers:
+        return
+    for index, owner in enumerate(plan.owners or (state.me,)):
+        part = (plan.ballot, index)
+        if owner != state.me or part in state.reducing:
+            continue
+        if all(_is_here(state, item) for item in _slices(plan, index)):
+            state.reducing.add(part)
+            state.out.append(Reduce(plan, index))
+    if state.assembling == plan.ballot:
+        return
+    mine = {
+        each.index: each for each in state.shards if state.rules.belongs(each.ballot, plan.ballot)
+    }
+    if len(mine) >= plan.shard_count:
+        state.assembling = plan.ballot
+        state.out.append(Assemble(plan, tuple(mine[index] for index in range(plan.shard_count))))
+    else:
+        repair.watch(state)
+
+
+def _slices(plan: Plan, index: int) -> Iterator[Slice]:
+    for each in plan.contributors:
+        yield Slice(plan.round_number, each.node, each.digest, index, plan.shard_count)
+
+
+def _is_here(state: State, item: Slice) -> bool:
+    if item.node == state.me:
+        return state.ready is not None and state.ready.digest == item.digest
+    return item in state.slices
+
+
+def _is_next(state: State, item: Slice | Shard) -> bool:
+    return item.round_number == state.commit.round_number + 1
+
+
+def _send_slices(state: State, to: tuple[NodeId, ...], *, whole: bool = False) -> None:
+    ready = state.ready
+    assert ready is not None
+    for index, node in enumerate(to):
+        place = (0, 1) if whole else (index, len(to))
+        item = Slice(state.installed + 1, state.me, ready.digest, *place)
+        if node != state.me and (node, item) not in state.sent:
+            state.sent.add((node, item))
+            state.send(node, Data(item))

@@ -1,0 +1,339 @@
+"""The leader: plan a round, watch it, try again with the survivors, commit it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from statistics import median
+
+from onefed.peer import election, exchange, membership, repair
+from onefed.peer.messages import (
+    Ack,
+    Adopt,
+    Ballot,
+    Contribution,
+    Entry,
+    Heartbeat,
+    NodeId,
+    Plan,
+    Proposal,
+)
+from onefed.peer.state import NEVER, Lead, Role, State
+
+READY_TIMES_MAX = 32
+"""Past ready times from which the straggler deadline is made."""
+STAR_EVERY = 3
+"""Every third attempt goes through the leader alone: it hears a majority, whoever hears whom."""
+
+
+def start(state: State) -> None:
+    """A majority has voted: begin at the newest commit that any of them knows."""
+    reported = state.votes
+    adopt = state.rules.to_adopt(state.commit.round_number, reported.values())
+    holders = tuple(
+        sorted(
+            node
+            for node, entry in reported.items()
+            if adopt is not None and entry is not None and entry.root == adopt.root
+        )
+    )
+    state.role = Role.LEADER
+    state.leader = state.me
+    state.lead = Lead(adopt, holders, round_started_s=state.now_s)
+    state.election_at_s = NEVER
+    for node in state.voters:
+        state.heard_s[node] = state.now_s  # each has its time to answer
+    state.beat_at_s = state.now_s
+    state.notice("leader", f"{state.me} leads term {state.term}")
+
+
+def resign(state: State) -> None:
+    """Stop leading; whoever is needed elects again."""
+    state.lead = None
+    state.role = Role.FOLLOWER
+    state.leader = None
+    state.beat_at_s = NEVER
+    state.proposal = None
+    election.set_timer(state)
+
+
+def next_round(state: State) -> None:
+    """The round is committed; nothing of its attempts is of use."""
+    lead = _lead(state)
+    lead.adopt = None
+    lead.tries = 0
+    lead.owners = ()
+    lead.ready_s.clear()
+    lead.round_started_s = state.now_s
+    state.beat_due = True
+
+
+def on_heartbeat(state: State, sender: NodeId, message: Heartbeat) -> None:
+    """Follow the leader of the term, and answer with all that it may need."""
+    repair.learn(state, message.commit)
+    if message.term > state.term:
+        election.raise_term(state, message.term)
+    if message.term == state.term:
+        assert state.role is not Role.LEADER, "two leaders in one term"
+        if state.leader != sender:
+            election.follow(state, sender)
+        state.beat_heard_s = state.now_s
+        election.set_timer(state)
+        if message.proposal is not None:
+            exchange.on_proposal(state, message.proposal)
+        state.ack_due = True
+    else:
+        state.send(sender, make_ack(state))  # so that it steps down
+
+
+def on_ack(state: State, sender: NodeId, message: Ack) -> None:
+    """Take the follower's state, unless it is older than what is known."""
+    if message.term > state.term:
+        election.raise_term(state, message.term)
+        return
+    lead = state.lead
+    if lead is None or message.term < state.term:
+        return
+    known = lead.acks.get(sender)
+    if known is not None and (message.incarnation, message.sequence) <= (
+        known.incarnation,
+        known.sequence,
+    ):
+        return
+    lead.acks[sender] = message
+    if message.ready is not None and message.installed == state.commit.round_number:
+        lead.ready_s.setdefault(sender, state.now_s - lead.round_started_s)
+
+
+def make_ack(state: State) -> Ack:
+    """All of a follower's state."""
+    state.sequence += 1
+    return Ack(
+        term=state.term,
+        incarnation=state.incarnation,
+        sequence=state.sequence,
+        installed=state.installed,
+        ready=state.ready,
+        held=state.accepted,
+        progress=state.progress,
+        unreachable=tuple(node for node, at_s in state.heard_s.items() if at_s == -NEVER),
+    )
+
+
+def on_tick(state: State) -> None:
+    """Beat; step down when a majority is not heard any more."""
+    if state.lead is None:
+        return
+    if state.now_s >= state.beat_at_s:
+        live = sum(state.is_live(node) for node in state.voters)
+        if not state.has_majority(live):
+            state.notice("no_quorum", f"{live} of {len(state.voters)} voters are heard")
+            resign(state)
+            return
+        beat(state)
+
+
+def beat(state: State) -> None:
+    """Tell everybody everything."""
+    lead = _lead(state)
+    message = Heartbeat(state.term, state.commit, state.proposal)
+    for node in dict.fromkeys((*state.voters, *lead.learners)):
+        if node != state.me:
+            state.send(node, message)
+    state.beat_at_s = state.now_s + state.settings.beat_s
+    state.beat_due = False
+
+
+def advance(state: State) -> None:
+    """Commit what a majority holds, give up what fails, plan what can be planned."""
+    lead = state.lead
+    if lead is None:
+        return
+    if state.proposal is not None:
+        entry = _decided(state, state.proposal)
+        if entry is not None:
+            _commit(state, entry)
+            return
+        failure = _failure(state, lead, state.proposal)
+        if failure is None:
+            return
+        if isinstance(state.proposal, Adopt):
+            # Its holders are gone. Only a new election can say whether it is still to be adopted.
+            state.notice("adoption_failed", failure)
+            resign(state)
+            election.set_timer(state, 0.0)
+            return
+        state.notice("attempt_failed", f"round {state.proposal.round_number}: {failure}")
+        state.proposal = None
+    _propose(state, lead)
+
+
+def _commit(state: State, entry: Entry) -> None:
+    state.notice("committed", f"round {entry.round_number}: {len(entry.contributors)} updates")
+    repair.learn(state, entry)
+    beat(state)
+    if state.me not in state.voters:
+        resign(state)  # it has taken itself off the roster; the others elect
+
+
+def _decided(state: State, proposal: Proposal) -> Entry | None:
+    """The entry that a majority holds under the current ballot."""
+    lead = _lead(state)
+    roster = proposal.roster if isinstance(proposal, Plan) else proposal.entry.roster
+    voters = [each.node for each in state.rules.electorate(state.commit.roster, roster)]
+    held: dict[str, list[Entry]] = {}
+    for node in voters:
+        entry = state.accepted if node == state.me else _held(lead, node)
+        if (
+            entry is not None
+            and entry.round_number == proposal.round_number
+            and state.rules.counts(entry.ballot, proposal.ballot)
+        ):
+            held.setdefault(entry.root, []).append(entry)
+    for entries in held.values():
+        if state.rules.is_majority(len(entries), len(voters)):
+            return entries[0]
+    return None
+
+
+def _held(lead: Lead, node: NodeId) -> Entry | None:
+    ack = lead.acks.get(node)
+    return None if ack is None else ack.held
+
+
+def _failure(state: State, lead: Lead, proposal: Proposal) -> str | None:
+    """Why the proposal will not be accepted, as far as can be known."""
+    if isinstance(proposal, Plan):
+        for each in proposal.contributors:
+            if not state.is_live(each.node):
+                return f"{each.node} is suspected"
+            now = _ready(state, lead, each.node)
+            if now is not None and now.digest != each.digest:
+                return f"{each.node} has trained again"
+        for owner in proposal.owners:
+            if not state.is_live(owner):
+                return f"{owner} is suspected"
+        if proposal.owners not in ((), (state.me,)):
+            cut_off = _cut_off(state, lead, [each.node for each in proposal.contributors])
+            if cut_off is not None:
+                return f"{cut_off} is not reached by all"
+    progress = state.progress + sum(ack.progress for ack in lead.acks.values())
+    if progress != lead.progress:
+        lead.progress, lead.progress_at_s = progress, state.now_s
+    if state.now_s - lead.progress_at_s > state.settings.stall_s:
+        return "no progress"
+    return None
+
+
+def _ready(state: State, lead: Lead, node: NodeId) -> Contribution | None:
+    """The update of a node for the round after the committed one."""
+    if node == state.me:
+        return state.ready if state.installed == state.commit.round_number else None
+    ack = lead.acks.get(node)
+    return ack.ready if ack is not None and ack.installed == state.commit.round_number else None
+
+
+def _propose(state: State, lead: Lead) -> None:
+    if lead.adopt is not None:
+        _publish(state, lead, Adopt(_ballot(state, lead), lead.adopt, lead.holders))
+        return
+    if (
+        state.installed < state.commit.round_number
+        or state.commit.round_number >= state.settings.rounds_total
+    ):
+        return
+    live = [node for node in dict.fromkeys((*state.voters, *lead.learners)) if state.is_live(node)]
+    contributors = tuple(
+        ready for node in sorted(live) if (ready := _ready(state, lead, node)) is not None
+    )
+    if (
+        not contributors
+        or len(contributors) < state.settings.min_contributors
+        or not state.has_majority(sum(node in live for node in state.voters))
+    ):
+        return
+    if len(contributors) < len(live) and state.now_s < _deadline(state, lead, live):
+        return  # the next beat looks again
+    if lead.tries == 0:
+        lead.ready_times_s += lead.ready_s.values()
+        del lead.ready_times_s[:-READY_TIMES_MAX]
+    lead.tries += 1
+    plan = Plan(
+        ballot=_ballot(state, lead),
+        round_number=state.commit.round_number + 1,
+        base=state.commit.root,
+        contributors=contributors,
+        owners=_owners(state, lead, contributors),
+        receivers=tuple(sorted(live)),
+        roster=membership.next_roster(state),
+        rule=state.settings.rule,
+    )
+    _publish(state, lead, plan)
+
+
+def _publish(state: State, lead: Lead, proposal: Proposal) -> None:
+    state.proposal = proposal
+    lead.progress_at_s = state.now_s
+    state.notice("proposal", f"{type(proposal).__name__} {tuple(proposal.ballot)}")
+    exchange.advance(state)
+    state.beat_due = True
+
+
+def _ballot(state: State, lead: Lead) -> Ballot:
+    lead.attempt = state.rules.next_attempt(lead.attempt, new_round=lead.tries <= 1)
+    return Ballot(state.term, lead.attempt)
+
+
+def _owners(state: State, lead: Lead, contributors: tuple[Contribution, ...]) -> tuple[NodeId, ...]:
+    """Owner of each shard: the contributors; in a later attempt survivors take over the dead's.
+
+    The number of shards stays, so that slices which have arrived keep their use.
+    """
+    if state.settings.whole_updates:
+        return ()
+    nodes = [each.node for each in contributors]
+    if lead.tries % STAR_EVERY == 0 or _cut_off(state, lead, nodes):
+        return (state.me,)
+    if lead.owners:
+        heirs = itertools.cycle(nodes)
+        lead.owners = tuple(owner if owner in nodes else next(heirs) for owner in lead.owners)
+    else:
+        lead.owners = tuple(nodes)
+    return lead.owners
+
+
+def _cut_off(state: State, lead: Lead, nodes: Sequence[NodeId]) -> NodeId | None:
+    """One of the nodes that another live one cannot reach."""
+    for node, ack in lead.acks.items():
+        if state.is_live(node):
+            for other in ack.unreachable:
+                if other in nodes and state.is_live(other):
+                    return other
+    return None
+
+
+def _deadline(state: State, lead: Lead, live: list[NodeId]) -> float:
+    """Until when the round waits for those that are not ready."""
+    settings = state.settings
+    started_s = lead.round_started_s
+    behind = [node for node in live if _ready(state, lead, node) is None]
+    if not any(_is_caught_up(state, lead, node) for node in behind):
+        return started_s + settings.catch_up_grace_s
+    wait_s = settings.straggler_cap_s
+    if lead.ready_times_s:
+        middle = median(lead.ready_times_s)
+        spread = median(abs(each - middle) for each in lead.ready_times_s)
+        wait_s = min(wait_s, middle + settings.straggler_mads * spread)
+    return started_s + max(settings.straggler_floor_s, wait_s)
+
+
+def _is_caught_up(state: State, lead: Lead, node: NodeId) -> bool:
+    if node == state.me:
+        return True
+    ack = lead.acks.get(node)
+    return ack is not None and ack.installed == state.commit.round_number
+
+
+def _lead(state: State) -> Lead:
+    assert state.lead is not None
+    return state.lead

@@ -1,0 +1,242 @@
+"""The machine: one door. Events and the time go in, actions come out, nothing else happens.
+
+The same state and the same events give the same actions, in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from onefed.peer import election, exchange, leading, membership, repair
+from onefed.peer.interface import (
+    Action,
+    Append,
+    Assembled,
+    Event,
+    IncarnationRecord,
+    LeaveAsked,
+    Lost,
+    Progressed,
+    Received,
+    Reduced,
+    Started,
+    Tick,
+    Trained,
+)
+from onefed.peer.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Data,
+    Digest,
+    Heartbeat,
+    Hello,
+    Join,
+    Leave,
+    NodeId,
+    Prevote,
+    Prevoted,
+    Vote,
+    VoteRequest,
+    Want,
+    Welcome,
+)
+from onefed.peer.safety import Rules
+from onefed.peer.settings import Saved, Settings
+from onefed.peer.state import NEVER, Role, State
+
+
+class Machine:
+    """One node of the protocol."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        saved: Saved,
+        *,
+        jitter: Callable[[], float],
+        rules: Rules | None = None,
+    ) -> None:
+        """Make the machine of a node that starts, for the first time or again.
+
+        Args:
+            saved: what its journal and its disk hold.
+            jitter: from 0 up to 1, another number at each call; spreads elections.
+            rules: another set of safety rules, to see what it breaks.
+        """
+        self._state = State(
+            settings=settings,
+            rules=rules or Rules(),
+            jitter=jitter,
+            term=saved.term,
+            voted_for=saved.voted_for,
+            accepted=saved.accepted,
+            commit=saved.commit,
+            incarnation=saved.incarnation + 1,
+            models=_models(saved),
+            me=settings.member.node,
+            voters=tuple(member.node for member in saved.commit.roster),
+            installed=-1,
+        )
+
+    @property
+    def due_s(self) -> float:
+        """When the next ``Tick`` is wanted; infinity: never."""
+        return self._state.due_s
+
+    @property
+    def role(self) -> Role:
+        """Follower, candidate or leader."""
+        return self._state.role
+
+    @property
+    def leader(self) -> NodeId | None:
+        """Whom the node follows; itself where it leads."""
+        return self._state.leader
+
+    @property
+    def term(self) -> int:
+        """Current term."""
+        return self._state.term
+
+    @property
+    def installed(self) -> int:
+        """Round of the newest model that was installed; -1 before the first."""
+        return self._state.installed
+
+    @property
+    def root(self) -> Digest:
+        """Of the newest committed model that is known, installed or not."""
+        return self._state.commit.root
+
+    @property
+    def voters(self) -> tuple[NodeId, ...]:
+        """The roster that decides on the next round."""
+        return self._state.voters
+
+    def step(self, now_s: float, event: Event) -> list[Action]:
+        """Take one event; the actions are to be carried out in their order.
+
+        Args:
+            now_s: the node's own monotonic clock; never goes back.
+        """
+        state = self._state
+        assert now_s >= state.now_s, "a monotonic clock does not go back"
+        state.now_s = now_s
+        state.out = []
+        voters = state.voters
+        _HANDLERS[type(event)](state, event)
+        leading.advance(state)
+        exchange.advance(state)
+        if state.lead is not None:
+            if state.ack_due:
+                leading.advance(state)  # what this node has just accepted may be decided
+            if state.beat_due:
+                leading.beat(state)
+        elif state.ack_due and state.leader is not None and (state.is_voter or not state.left):
+            state.send(state.leader, leading.make_ack(state))
+        state.ack_due = False
+        if state.voters is not voters:
+            membership.noticed(state, voters)
+        state.due_s = min(
+            state.election_at_s,
+            state.beat_at_s,
+            state.repair_at_s,
+            state.join_at_s,
+        )
+        return state.rules.in_order(state.out)
+
+
+def _models(saved: Saved) -> dict[Digest, int]:
+    """Round of each model on disk; -1 for old ones, whose rounds are of no use any more."""
+    models = dict.fromkeys(saved.models, -1)
+    for entry in (saved.accepted, saved.commit):
+        if entry is not None and entry.root in models:
+            models[entry.root] = entry.round_number
+    return models
+
+
+def _started(state: State, _: Started) -> None:
+    state.out.append(Append(IncarnationRecord(state.incarnation), sync=True))
+    hello = Hello(PROTOCOL_VERSION, state.settings.experiment, state.incarnation, state.commit)
+    for node in state.voters:
+        if node != state.me:
+            state.send(node, hello)
+    election.set_timer(state)
+    repair.install(state)
+    membership.noticed(state, state.voters)
+    if state.rules.leads_again(voted_for=state.voted_for, me=state.me):
+        state.votes = {state.me: state.accepted}
+        leading.start(state)
+
+
+def _tick(state: State, _: Tick) -> None:
+    late_s = state.now_s - state.due_s
+    if late_s > state.settings.late_s:
+        _stretch(state, late_s)
+    election.on_tick(state)
+    leading.on_tick(state)
+    repair.on_tick(state)
+    membership.on_tick(state)
+
+
+def _stretch(state: State, late_s: float) -> None:
+    """This node slept; what it did not hear meanwhile is nobody's silence (Lifeguard)."""
+    for node in state.heard_s:
+        state.heard_s[node] += late_s
+    state.beat_heard_s += late_s
+    if state.election_at_s != NEVER:
+        state.election_at_s += late_s
+    if state.lead is not None:
+        state.lead.progress_at_s += late_s
+
+
+def _received(state: State, event: Received) -> None:
+    state.heard_s[event.sender] = state.now_s
+    _MESSAGES[type(event.message)](state, event.sender, event.message)
+
+
+def _lost(state: State, event: Lost) -> None:
+    state.heard_s[event.peer] = -NEVER
+    election.lost(state, event.peer)
+
+
+def _progressed(state: State, _: Progressed) -> None:
+    state.progress += 1
+    if state.repair_at_s != NEVER:
+        state.repair_at_s = state.now_s + state.settings.repair_s
+
+
+def _welcome(state: State, _: NodeId, message: Welcome) -> None:
+    repair.learn(state, message.commit)
+
+
+def _leave_asked(state: State, event: LeaveAsked) -> None:
+    membership.ask_to_leave(state, event.node)
+
+
+_HANDLERS: dict[type, Callable[[State, Any], None]] = {
+    Started: _started,
+    Tick: _tick,
+    Received: _received,
+    Lost: _lost,
+    Progressed: _progressed,
+    Trained: exchange.on_trained,
+    Reduced: exchange.on_reduced,
+    Assembled: exchange.on_assembled,
+    LeaveAsked: _leave_asked,
+}
+_MESSAGES: dict[type, Callable[[State, NodeId, Any], None]] = {
+    Hello: membership.on_hello,
+    Welcome: _welcome,
+    Prevote: election.on_prevote,
+    Prevoted: election.on_prevoted,
+    VoteRequest: election.on_vote_request,
+    Vote: election.on_vote,
+    Heartbeat: leading.on_heartbeat,
+    Ack: leading.on_ack,
+    Want: repair.on_want,
+    Data: exchange.on_data,
+    Join: membership.on_join,
+    Leave: membership.on_leave,
+}

@@ -1,0 +1,268 @@
+"""The words of the protocol: values, items of data, and one frozen class per message.
+
+A model update is a digest, a size and a weight here; bytes are the driver's.
+Field terms and the whole picture are in docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+PROTOCOL_VERSION = 1
+
+NodeId: TypeAlias = str
+"""Name of a node for its whole life; a node that lost its disk comes back with another."""
+Digest: TypeAlias = str
+"""Of the bytes of an update or a model: equal digests, equal bytes."""
+
+
+class Ballot(NamedTuple):
+    """Number of a proposal; ordered. One leader per term, and no attempt twice in a term."""
+
+    term: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A voter."""
+
+    node: NodeId
+    contact: str
+    """How the others reach it and know it: the driver's words, agreed on with the roster."""
+
+
+Roster: TypeAlias = tuple[Member, ...]
+"""Voters in the order of their names. Changes by one member at a time, in a committed entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An update that a node has trained."""
+
+    node: NodeId
+    weight: int
+    """Examples it was trained on."""
+    digest: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The result of a round: what is accepted by one node, and committed by a majority."""
+
+    round_number: int
+    root: Digest
+    """Digest of the whole model, whoever computed which part."""
+    size_bytes: int
+    ballot: Ballot
+    """Under which it was accepted; of equal rounds the highest counts."""
+    roster: Roster
+    """Voters on the next round."""
+    contributors: tuple[Contribution, ...]
+    owners: tuple[NodeId, ...]
+    """Who reduced; provisional owners of the next round, so that slices can start early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Proposal: reduce these updates to a new model. Contributors and receivers are sorted."""
+
+    ballot: Ballot
+    round_number: int
+    base: Digest
+    """Root of the round before."""
+    contributors: tuple[Contribution, ...]
+    owners: tuple[NodeId, ...]
+    """Owner of each shard; one may own several. None: everybody reduces whole updates itself."""
+    receivers: tuple[NodeId, ...]
+    """Who gathers the result: the live nodes, contributors among them."""
+    roster: Roster
+    """Voters on the round after this one."""
+    rule: str
+    """Digest of the aggregation rule and its parameters."""
+
+    @property
+    def shard_count(self) -> int:
+        """At least 1."""
+        return len(self.owners) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Proposal: finish a result that an earlier leader may have committed."""
+
+    ballot: Ballot
+    entry: Entry
+    """As it was accepted, under its old ballot."""
+    holders: tuple[NodeId, ...]
+    """Who reported it, so has its bytes on disk."""
+
+    @property
+    def round_number(self) -> int:
+        """Round of the entry."""
+        return self.entry.round_number
+
+
+Proposal: TypeAlias = Plan | Adopt
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A range of one update: part ``index`` of ``count`` nearly equal ones."""
+
+    round_number: int
+    node: NodeId
+    digest: Digest
+    """Of the whole update; a slice is named by content, so no attempt can mistake it."""
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A range of the new model, reduced under one ballot by its owner."""
+
+    round_number: int
+    ballot: Ballot
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A whole model."""
+
+    root: Digest
+
+
+Item: TypeAlias = Slice | Shard | Blob
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message to every peer after a start."""
+
+    version: int
+    experiment: str
+    incarnation: int
+    commit: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to ``Hello`` of the same experiment."""
+
+    commit: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Prevote:
+    """Would you vote for me? Promises nothing and raises no term."""
+
+    term: int
+    """The term that the sender would stand in: its own + 1."""
+    commit: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Prevoted:
+    """Answer to ``Prevote``."""
+
+    asked: int
+    """Term of the question."""
+    ok: bool
+    term: int
+    commit: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class VoteRequest:
+    """Vote for me in this term."""
+
+    term: int
+    commit: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """Answer to ``VoteRequest``."""
+
+    term: int
+    ok: bool
+    commit: Entry
+    accepted: Entry | None
+    """What the voter last accepted: whatever may have been committed is among the votes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """All the leader's state, every beat and at once on change."""
+
+    term: int
+    commit: Entry
+    proposal: Proposal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """All a follower's state, for every heartbeat and at once on change."""
+
+    term: int
+    incarnation: int
+    sequence: int
+    """Grows within an incarnation: an older ack that comes later counts for nothing."""
+    installed: int
+    """Round of the newest model it has installed."""
+    ready: Contribution | None
+    """Update for the round after ``installed``."""
+    held: Entry | None
+    """What it last accepted: bytes and record are on its disk."""
+    progress: int
+    """Grows with every item or part of one that arrives."""
+    unreachable: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Send me this item, if you have it."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """An item. The driver sends its bytes along, and keeps them before it hands this in."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A node asks for heartbeats, and for a vote unless it only observes."""
+
+    member: Member
+    votes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """A node, or an operator for it, asks that it be taken off the roster."""
+
+    node: NodeId
+
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | Prevote
+    | Prevoted
+    | VoteRequest
+    | Vote
+    | Heartbeat
+    | Ack
+    | Want
+    | Data
+    | Join
+    | Leave
+)

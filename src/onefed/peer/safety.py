@@ -1,0 +1,96 @@
+"""The safety rules: every decision on which agreement depends, each as one small pure function.
+
+The rest of the room asks here. The simulator proves that it notices when one of them is wrong:
+its mutants are subclasses of ``Rules`` with one rule changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onefed.peer.interface import Action
+from onefed.peer.messages import Ballot, Entry, Member, NodeId, Roster
+
+
+class Rules:
+    """The rules as they must be."""
+
+    def is_majority(self, votes: int, voters: int) -> bool:
+        """Any two majorities of one roster, or of two that differ by one member, meet."""
+        return votes >= voters // 2 + 1
+
+    def may_vote(
+        self,
+        *,
+        asked: int,
+        candidate: NodeId,
+        term: int,
+        voted_for: NodeId | None,
+        candidate_round: int,
+        own_round: int,
+    ) -> bool:
+        """One vote a term, and only for a candidate that knows all commits that the voter knows.
+
+        The second half makes a leader start at the newest committed round of its majority, and
+        keeps old rosters from electing once they are superseded.
+        """
+        free = asked > term or (asked == term and voted_for in (None, candidate))
+        return free and candidate_round >= own_round
+
+    def may_accept(
+        self,
+        *,
+        ballot: Ballot,
+        round_number: int,
+        term: int,
+        newest: Ballot,
+        accepted: Entry | None,
+        commit_round: int,
+        installed: int,
+    ) -> bool:
+        """Only under the newest ballot of the node's own term, and only on top of its commit."""
+        return (
+            ballot.term == term
+            and ballot == newest
+            and (accepted is None or accepted.ballot <= ballot)
+            and round_number == commit_round + 1
+            and installed == commit_round
+        )
+
+    def counts(self, held: Ballot, current: Ballot) -> bool:
+        """A leader counts what is held under its current ballot, and nothing else."""
+        return held == current
+
+    def next_attempt(self, last: int, *, new_round: bool) -> int:
+        """No attempt twice in a term, across rounds too."""
+        return last + 1
+
+    def to_adopt(self, commit_round: int, reported: Iterable[Entry | None]) -> Entry | None:
+        """What a new leader must finish: the highest ballot accepted on top of its commit."""
+        candidates = [
+            entry for entry in reported if entry is not None and entry.round_number > commit_round
+        ]
+        return max(candidates, key=lambda entry: entry.ballot, default=None)
+
+    def belongs(self, shard: Ballot, plan: Ballot) -> bool:
+        """Shards of another attempt are not part of this one."""
+        return shard == plan
+
+    def changed(self, roster: Roster, leaving: list[NodeId], joining: list[Member]) -> Roster:
+        """The next roster: at most one member less or one more, and never empty."""
+        gone = next((node for node in leaving if len(roster) > 1), None)
+        if gone is not None:
+            return tuple(member for member in roster if member.node != gone)
+        return tuple(sorted((*roster, *joining[:1]), key=lambda member: member.node))
+
+    def electorate(self, committed: Roster, proposed: Roster) -> Roster:
+        """Who decides on a proposal: the roster before it, whatever the next one is."""
+        return committed
+
+    def leads_again(self, *, voted_for: NodeId | None, me: NodeId) -> bool:
+        """A restarted leader never resumes its term: it does not know its attempts."""
+        return False
+
+    def in_order(self, actions: list[Action]) -> list[Action]:
+        """What is said comes after what was saved."""
+        return actions

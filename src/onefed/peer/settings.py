@@ -1,0 +1,69 @@
+"""Settings of a node, and what it starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onefed.peer.messages import Digest, Entry, Member, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Durations in seconds of the node's own monotonic clock."""
+
+    member: Member
+    """This node."""
+    experiment: str
+    """Nodes of another experiment are not talked to."""
+    rounds_total: int
+    rule: str = ""
+    """Digest of the aggregation rule and its parameters."""
+    whole_updates: bool = False
+    """Robust rules that look at whole updates: contributors broadcast, everybody reduces."""
+    votes: bool = True
+    """Ask for a vote when not on the roster; False: observe and contribute only."""
+    min_contributors: int = 1
+    beat_s: float = 0.1
+    suspect_s: float = 1.0
+    """Without any message for so long, a node is suspected."""
+    election_min_s: float = 1.0
+    election_max_s: float = 2.0
+    """A follower stands after a random time between the two without a heartbeat."""
+    repair_s: float = 0.5
+    """What has not come by itself after so long is asked for, again and again."""
+    stall_s: float = 5.0
+    """No progress for so long: a new attempt."""
+    straggler_floor_s: float = 0.5
+    straggler_cap_s: float = 60.0
+    straggler_mads: float = 4.0
+    """The deadline of a round: median + so many MAD of past ready times, between floor and cap."""
+    catch_up_grace_s: float = 2.0
+    """A live node that is behind holds a round up for no longer."""
+    join_s: float = 1.0
+    """How often a request to join or leave is repeated."""
+    evict_after_rounds: int = 0
+    """Take a voter off the roster that was silent at so many commits; 0: never."""
+    late_s: float = 0.2
+    """A tick that comes later than this was late by the node's own fault: timeouts stretch."""
+    models_kept: int = 3
+    """Committed models on disk."""
+
+    def __post_init__(self) -> None:
+        assert self.rounds_total >= 1
+        assert self.min_contributors >= 1
+        assert 0 < self.beat_s < self.suspect_s <= self.election_min_s < self.election_max_s
+        assert self.models_kept >= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a node is made from: its journal, read, and the models on its disk."""
+
+    commit: Entry
+    """The newest committed round known; at first round 0, the model all begin with."""
+    term: int = 0
+    voted_for: NodeId | None = None
+    accepted: Entry | None = None
+    incarnation: int = 0
+    models: tuple[Digest, ...] = ()
+    """Roots of the whole models on disk."""

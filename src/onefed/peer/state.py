@@ -1,0 +1,171 @@
+"""What a node knows. Changed by the modules of this room, inside of one step, and nowhere else."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from onefed.peer.interface import Action, Append, CommittedRecord, Notice, Send
+from onefed.peer.messages import (
+    Ack,
+    Ballot,
+    Contribution,
+    Entry,
+    Member,
+    Message,
+    NodeId,
+    Plan,
+    Proposal,
+    Shard,
+    Slice,
+)
+from onefed.peer.safety import Rules
+from onefed.peer.settings import Settings
+
+NEVER = float("inf")
+
+
+class Role(enum.Enum):
+    """As in Raft; an observer is a follower without a vote."""
+
+    FOLLOWER = "follower"
+    ASKING = "asking"
+    """Pre-vote: no term is raised before a majority would vote."""
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+@dataclass(slots=True)
+class Lead:
+    """What only a leader keeps. It dies with the term."""
+
+    adopt: Entry | None
+    """To be finished before anything is planned."""
+    holders: tuple[NodeId, ...]
+    round_started_s: float
+    attempt: int = 0
+    """Last attempt of this term."""
+    tries: int = 0
+    """Attempts at this round."""
+    acks: dict[NodeId, Ack] = field(default_factory=dict)
+    """The newest of each node."""
+    ready_s: dict[NodeId, float] = field(default_factory=dict)
+    """Since the start of the round, for those that are ready."""
+    ready_times_s: list[float] = field(default_factory=list)
+    """Of past rounds, newest last."""
+    owners: tuple[NodeId, ...] = ()
+    """Of the last attempt at this round that was no star."""
+    progress: int = 0
+    progress_at_s: float = 0.0
+    learners: dict[NodeId, Member] = field(default_factory=dict)
+    """Nodes off the roster that get heartbeats."""
+    joining: dict[NodeId, Member] = field(default_factory=dict)
+    """Those of them that want a vote."""
+    leaving: set[NodeId] = field(default_factory=set)
+    absent: dict[NodeId, int] = field(default_factory=dict)
+    """At how many commits in a row a voter was silent."""
+
+
+@dataclass(slots=True)
+class State:
+    """The machine's memory. The first block is what the journal restores."""
+
+    settings: Settings
+    rules: Rules
+    jitter: Callable[[], float]
+    """From 0 up to 1, another each time."""
+    term: int
+    voted_for: NodeId | None
+    accepted: Entry | None
+    commit: Entry
+    incarnation: int
+    models: dict[str, int]
+    """Round by root, of the models on disk."""
+
+    me: NodeId = ""
+    voters: tuple[NodeId, ...] = ()
+    """Of ``commit.roster``."""
+    now_s: float = 0.0
+    out: list[Action] = field(default_factory=list)
+    role: Role = Role.FOLLOWER
+    leader: NodeId | None = None
+    lead: Lead | None = None
+    installed: int = 0
+    heard_s: dict[NodeId, float] = field(default_factory=dict)
+    """When the last message of each peer came."""
+    beat_heard_s: float = -NEVER
+    """When the last heartbeat of ``leader`` came."""
+    votes: dict[NodeId, Entry | None] = field(default_factory=dict)
+    """Of this candidacy: voter, and what it had accepted."""
+    proposal: Proposal | None = None
+    """The newest of this term."""
+    ready: Contribution | None = None
+    """Own update for the round after ``installed``."""
+    training: int = 0
+    """Round that is being trained; 0: none."""
+    slices: set[Slice] = field(default_factory=set)
+    """Of others' updates, that are kept here."""
+    shards: set[Shard] = field(default_factory=set)
+    sent: set[tuple[NodeId, Slice]] = field(default_factory=set)
+    reducing: set[tuple[Ballot, int]] = field(default_factory=set)
+    """Started, done ones included."""
+    assembling: Ballot | None = None
+    sequence: int = 0
+    progress: int = 0
+    tries: int = 0
+    """At fetching what is missing: each asks another holder."""
+    left: bool = False
+    """Left on purpose: does not ask to join again."""
+    asked_to_leave: set[NodeId] = field(default_factory=set)
+    ack_due: bool = False
+    beat_due: bool = False
+
+    election_at_s: float = NEVER
+    beat_at_s: float = NEVER
+    repair_at_s: float = NEVER
+    join_at_s: float = NEVER
+    due_s: float = 0.0
+
+    def send(self, to: NodeId, message: Message) -> None:
+        """To a peer; never to this node."""
+        assert to != self.me, "a node does not write to itself"
+        self.out.append(Send(to, message))
+
+    def notice(self, kind: str, detail: str) -> None:
+        """Tell people."""
+        self.out.append(Notice(kind, detail))
+
+    @property
+    def is_voter(self) -> bool:
+        """On the roster that decides on the next round."""
+        return self.me in self.voters
+
+    def is_live(self, node: NodeId) -> bool:
+        """Heard of lately, or this node."""
+        return (
+            node == self.me or self.now_s - self.heard_s.get(node, -NEVER) < self.settings.suspect_s
+        )
+
+    def has_majority(self, nodes: int) -> bool:
+        """Whether so many voters decide."""
+        return self.rules.is_majority(nodes, len(self.voters))
+
+    def set_commit(self, entry: Entry) -> None:
+        """Take note of a committed entry that is newer; without the follow-ups of ``repair``."""
+        assert entry.round_number > self.commit.round_number, "commits never go back"
+        self.commit = entry
+        self.voters = tuple(member.node for member in entry.roster)
+        self.out.append(Append(CommittedRecord(entry), sync=False))
+
+    @property
+    def plan(self) -> Plan | None:
+        """The proposal, if it is one to work on: a plan for the next round, on a model we have."""
+        proposal = self.proposal
+        if (
+            isinstance(proposal, Plan)
+            and proposal.round_number == self.commit.round_number + 1
+            and self.installed == self.commit.round_number
+        ):
+            return proposal
+        return None

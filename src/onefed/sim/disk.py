@@ -1,0 +1,43 @@
+"""The disk of a node: a journal whose tail may be lost or torn, and whole models."""
+
+from __future__ import annotations
+
+from random import Random
+
+from onefed.peer import journal
+from onefed.peer.interface import Record
+from onefed.peer.messages import Digest
+from onefed.sim.content import Content
+
+
+class Disk:
+    """Survives its node."""
+
+    def __init__(self, head: bytes) -> None:
+        """Begin with the first frame of a journal, on disk."""
+        self.journal = bytearray(head)
+        self.synced_bytes = len(head)
+        self.models: dict[Digest, Content] = {}
+
+    def append(self, record: Record, *, sync: bool) -> None:
+        """Add a frame."""
+        self.journal += journal.encode(record, self.synced_bytes)
+        if sync:
+            self.synced_bytes = len(self.journal)
+
+    def crash(self, random: Random, *, torn: bool) -> None:
+        """The process ends; in a power cut, what was not synced may be shorter, or garbage."""
+        if not torn:
+            return
+        loose = len(self.journal) - self.synced_bytes
+        if loose:
+            del self.journal[self.synced_bytes + random.randint(0, loose) :]
+        if random.random() < 0.5 and len(self.journal) > self.synced_bytes:
+            self.journal[random.randrange(self.synced_bytes, len(self.journal))] ^= 0x55
+        elif random.random() < 0.3:
+            self.journal += bytes(random.randrange(1, 40))
+
+    def cut(self, good_bytes: int) -> None:
+        """The node starts: the torn tail goes, and the rest is made sure of."""
+        del self.journal[good_bytes:]
+        self.synced_bytes = good_bytes

@@ -1,0 +1,213 @@
+"""Seeded bugs: one for each safety rule, and for the journal. Each must be seen by the checkers.
+
+A mutant is the rules with one of them changed, or a driver that neglects a duty.
+``run`` expects that assertions are off (``python -O``): the core's own would see many of them first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from onefed.peer import journal
+from onefed.peer.interface import AcceptedRecord, Action, Append, Send, VoteRecord
+from onefed.peer.messages import Ack, Ballot, Entry, Member, NodeId, Roster, Vote
+from onefed.peer.safety import Rules
+from onefed.sim import options
+from onefed.sim.run import Outcome, run
+from onefed.sim.world import Replay
+
+
+class NoAdopt(Rules):
+    """A new leader plans anew, whatever was accepted."""
+
+    def to_adopt(self, commit_round: int, reported: Iterable[Entry | None]) -> Entry | None:
+        return None
+
+
+class LowestAdopt(Rules):
+    """A new leader adopts what was accepted first, not last."""
+
+    def to_adopt(self, commit_round: int, reported: Iterable[Entry | None]) -> Entry | None:
+        found = [each for each in reported if each is not None and each.round_number > commit_round]
+        return min(found, key=lambda entry: entry.ballot, default=None)
+
+
+class BallotReuse(Rules):
+    """The attempts of each round begin at 1 again."""
+
+    def next_attempt(self, last: int, *, new_round: bool) -> int:
+        return 1 if new_round else last + 1
+
+
+class AckBeforeSave(Rules):
+    """A node says what it holds, then saves it."""
+
+    def in_order(self, actions: list[Action]) -> list[Action]:
+        return _later(actions, AcceptedRecord, Ack)
+
+
+class VoteBeforeSave(Rules):
+    """A node votes, then saves its vote."""
+
+    def in_order(self, actions: list[Action]) -> list[Action]:
+        return _later(actions, VoteRecord, Vote)
+
+
+class MajorityLessOne(Rules):
+    """Half are enough."""
+
+    def is_majority(self, votes: int, voters: int) -> bool:
+        return votes >= max(1, voters // 2)
+
+
+class StaleBallot(Rules):
+    """A node accepts under an older ballot than it has seen."""
+
+    def may_accept(
+        self, *, round_number: int, commit_round: int, installed: int, **_: Any
+    ) -> bool:
+        return round_number == commit_round + 1 and installed == commit_round
+
+
+class AnyBallotCounts(Rules):
+    """A leader counts what is held under any ballot."""
+
+    def counts(self, held: Ballot, current: Ballot) -> bool:
+        return True
+
+
+class NoCatchUp(Rules):
+    """A voter does not mind that the candidate is behind."""
+
+    def may_vote(
+        self,
+        *,
+        asked: int,
+        candidate: NodeId,
+        term: int,
+        voted_for: NodeId | None,
+        candidate_round: int,
+        own_round: int,
+    ) -> bool:
+        return asked > term or (asked == term and voted_for in (None, candidate))
+
+
+class TwoVotes(Rules):
+    """A node gives its vote to everybody who asks."""
+
+    def may_vote(self, *, asked: int, term: int, **rest: Any) -> bool:
+        return asked >= term and bool(rest["candidate_round"] >= rest["own_round"])
+
+
+class LateData(Rules):
+    """Shards of another attempt count for this one."""
+
+    def belongs(self, shard: Ballot, plan: Ballot) -> bool:
+        return True
+
+
+class ManyChanges(Rules):
+    """All who leave and join do so in one entry."""
+
+    def changed(self, roster: Roster, leaving: list[NodeId], joining: list[Member]) -> Roster:
+        kept = [member for member in roster if member.node not in leaving] or list(roster[:1])
+        return tuple(sorted((*kept, *joining), key=lambda member: member.node))
+
+
+class NewRosterDecides(Rules):
+    """A change of the roster counts for the decision on itself."""
+
+    def electorate(self, committed: Roster, proposed: Roster) -> Roster:
+        return proposed
+
+
+class LeadsAgain(Rules):
+    """A leader that restarts resumes its term."""
+
+    def leads_again(self, *, voted_for: NodeId | None, me: NodeId) -> bool:
+        return voted_for == me
+
+
+def uncut(content: bytes, node: NodeId, experiment: str) -> journal.Replayed:
+    """The torn tail stays, and is written after."""
+    return replace(journal.replay(content, node, experiment), good_bytes=len(content))
+
+
+def unchecked(content: bytes, node: NodeId, experiment: str) -> journal.Replayed:
+    """Damage is always taken for a torn tail, checksums or not."""
+    replayed = journal.replay(content, node, experiment)
+    accepted = replayed.saved.accepted
+    if replayed.good_bytes < len(content) and accepted is not None:
+        # A reader without checksums takes the garbage for the record that should be there.
+        damaged = replace(accepted, root=accepted.root[::-1])
+        return replace(replayed, saved=replace(replayed.saved, accepted=damaged))
+    return replayed
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A bug on purpose."""
+
+    name: str
+    breaks: str
+    """Which rule or duty."""
+    rules: Rules = field(default_factory=Rules)
+    replay: Replay = journal.replay
+    sync: bool = True
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("no-adopt", "a new leader finishes what was accepted", NoAdopt()),
+    Mutant("lowest-adopt", "... and of several, the highest ballot", LowestAdopt()),
+    Mutant("ballot-reuse", "no attempt twice in a term", BallotReuse()),
+    Mutant("ack-before-save", "held is said after it is saved", AckBeforeSave()),
+    Mutant("vote-before-save", "a vote is said after it is saved", VoteBeforeSave()),
+    Mutant("majority-less-one", "commits and elections take a majority", MajorityLessOne()),
+    Mutant("stale-ballot", "accept under the newest ballot only", StaleBallot()),
+    Mutant("any-ballot-counts", "count what is held under the current ballot", AnyBallotCounts()),
+    Mutant("no-catch-up", "no vote for a candidate that is behind", NoCatchUp()),
+    Mutant("two-votes", "one vote a term", TwoVotes()),
+    Mutant("late-data", "shards of another attempt do not count", LateData()),
+    Mutant("many-changes", "the roster changes by one", ManyChanges()),
+    Mutant("new-roster-decides", "the roster before a change decides on it", NewRosterDecides()),
+    Mutant("leads-again", "a restarted leader never resumes its term", LeadsAgain()),
+    Mutant("no-sync", "synced means on disk", sync=False),
+    Mutant("tail-stays", "the torn tail of the journal is cut", replay=uncut),
+    Mutant("no-checksum", "a torn record is no record", replay=unchecked),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a mutant fared."""
+
+    mutant: Mutant
+    schedules: int
+    """That were run, up to and with the one that killed it."""
+    killed: Outcome | None
+
+
+def judge(mutant: Mutant, seeds: Iterator[int], schedules_max: int) -> Verdict:
+    """Run schedules until one kills the mutant."""
+    for count in range(1, schedules_max + 1):
+        outcome = run(
+            options.draw(next(seeds)), rules=mutant.rules, replay=mutant.replay, sync=mutant.sync
+        )
+        if outcome.violation is not None:
+            return Verdict(mutant, count, outcome)
+    return Verdict(mutant, schedules_max, None)
+
+
+def _later(actions: list[Action], record: type, message: type) -> list[Action]:
+    """Move records of a kind behind the messages of a kind."""
+    said: Callable[[Action], bool] = lambda each: (  # noqa: E731
+        isinstance(each, Send) and isinstance(each.message, message)
+    )
+    if not any(said(each) for each in actions):
+        return actions
+    saved = [
+        each for each in actions if isinstance(each, Append) and isinstance(each.record, record)
+    ]
+    return [each for each in actions if each not in saved] + saved

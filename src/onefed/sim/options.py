@@ -1,0 +1,208 @@
+"""One schedule as data: the group, the network, and the faults. A seed draws it; a test writes it.
+
+Swarm: each seed draws which kinds of fault it has at all, and how strong, so that no kind hides
+another. Half of the seeds aim: their faults strike where the protocol is at work.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from random import Random
+
+
+class Kind(enum.StrEnum):
+    """What can go wrong at a moment."""
+
+    CRASH = "crash"
+    """The process ends between two actions; what was not synced may be lost or torn."""
+    POWER = "power"
+    """All nodes at once."""
+    PAUSE = "pause"
+    """The process stands still; its clock goes on."""
+    SPLIT = "split"
+    """Two groups do not hear each other."""
+    DEAF = "deaf"
+    """A node is not heard, or hears nothing: one direction is cut."""
+    PAIR = "pair"
+    """Two nodes do not hear each other; both hear the rest."""
+    RESET = "reset"
+    """A connection is reset, for no reason."""
+    LEAVE = "leave"
+    """The operator takes a node off the roster."""
+
+
+class Aim(enum.StrEnum):
+    """Where a fault strikes, if not at a time."""
+
+    ACCEPTED = "accepted"
+    """A node has just saved what it accepted."""
+    ACKED = "acked"
+    """A node has just told the leader that it holds the result."""
+    COMMITTED = "committed"
+    """The leader has just taken note of a commit, and told nobody."""
+    ANNOUNCED = "announced"
+    """The leader has told the first follower about a commit."""
+    PLANNED = "planned"
+    """The leader has told the first follower about a proposal."""
+    CHANGING = "changing"
+    """The same, of a proposal that changes the roster."""
+    ADOPTING = "adopting"
+    """The same, of a proposal that finishes an older result."""
+    VOTED = "voted"
+    """A node has just given its vote."""
+    LED = "led"
+    """A node has just become leader."""
+    REDUCED = "reduced"
+    """An owner has sent its shard to the first receiver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong."""
+
+    kind: Kind
+    at_s: float
+    """When; for an aimed fault, from when on it waits for its moment."""
+    for_s: float
+    """How long: until the restart, the end of the pause, the healing."""
+    node: int
+    """Whom, by place; an aimed fault takes the node that acts. -1: whoever leads."""
+    aim: Aim | None = None
+    skip: int = 0
+    """How many moments an aimed fault lets pass; how many actions a crash lets pass."""
+    groups: int = 0
+    """Bits by place: who is on the one side of a split; the other end of a pair or a reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A schedule. Times in virtual seconds."""
+
+    seed: int
+    nodes: int = 3
+    joiners: int = 0
+    """Nodes that are not on the first roster and ask to join."""
+    observers: int = 0
+    """The same, without asking for a vote."""
+    join_at_s: float = 1.0
+    rounds: int = 3
+    whole: bool = False
+    """Robust mode: whole updates."""
+    min_contributors: int = 1
+    evict_after_rounds: int = 0
+    beat_s: float = 0.1
+    repair_s: float = 0.3
+    stall_s: float = 1.5
+    straggler_cap_s: float = 3.0
+    latency_min_s: float = 0.001
+    latency_max_s: float = 0.01
+    spike_share: float = 0.0
+    """Messages that take up to ``SPIKE_S``: later ones overtake them."""
+    loss: float = 0.0
+    duplication: float = 0.0
+    resets: bool = True
+    """Peers of a crashed node see their connection reset; False: they hear nothing."""
+    torn: bool = False
+    """A crash is a power cut: what was not synced is lost in part, or torn."""
+    retrain: bool = False
+    """Training twice gives two updates."""
+    drift: float = 0.0
+    """Clocks run by so much faster or slower, at most."""
+    train_min_s: float = 0.05
+    train_max_s: float = 0.3
+    straggler_s: float = 0.0
+    """Longer that the last node of the first roster trains."""
+    disk_max_s: float = 0.01
+    """A model is on disk after at most so long."""
+    faults: tuple[Fault, ...] = ()
+    dead: int = 0
+    """Nodes, at most a minority, whose last crash is for good."""
+    calm_at_s: float = 0.0
+    """From then on nothing goes wrong any more."""
+
+
+SPIKE_S = 1.5
+LIVENESS_S = 60.0
+"""After ``calm_at_s`` every node must have reached the last round within this time."""
+
+
+@dataclass(slots=True)
+class _Draw:
+    random: Random
+    faults: list[Fault] = field(default_factory=list)
+
+    def chance(self, share: float) -> bool:
+        return self.random.random() < share
+
+
+def draw(seed: int) -> Options:
+    """The schedule of a seed."""
+    random = Random(f"schedule {seed}")  # noqa: S311 - chance that can be repeated, no secret
+    pick = _Draw(random)
+    nodes = random.choice((2, 3, 3, 3, 3, 4, 4, 5, 5))
+    lossy = pick.chance(0.4)
+    joiners = random.choice((1, 1, 2)) if pick.chance(0.25) else 0
+    window_s = random.uniform(2.0, 5.0)
+    faults = _faults(random, nodes, joiners, window_s, aimed=seed % 2 == 1)
+    evict = random.choice((1, 2)) if pick.chance(0.15) else 0
+    changes = joiners or evict or any(fault.kind is Kind.LEAVE for fault in faults)
+    last_s = max((fault.at_s + fault.for_s for fault in faults), default=0.0)
+    return Options(
+        seed=seed,
+        nodes=nodes,
+        joiners=joiners,
+        observers=1 if pick.chance(0.1) else 0,
+        join_at_s=random.uniform(0.0, window_s),
+        rounds=random.randint(2, 5),
+        whole=pick.chance(0.2),
+        evict_after_rounds=evict,
+        beat_s=random.choice((0.1, 0.15, 0.2)),
+        repair_s=random.choice((0.2, 0.4)),
+        stall_s=random.choice((0.7, 1.5)),
+        straggler_cap_s=random.choice((1.0, 3.0)),
+        latency_max_s=random.choice((0.005, 0.02, 0.1)),
+        spike_share=random.choice((0.01, 0.05)) if pick.chance(0.4) else 0.0,
+        loss=random.choice((0.02, 0.1, 0.2)) if lossy else 0.0,
+        duplication=random.choice((0.02, 0.2)) if pick.chance(0.3) else 0.0,
+        resets=pick.chance(0.6),
+        torn=pick.chance(0.5),
+        retrain=pick.chance(0.3),
+        drift=0.02 if pick.chance(0.3) else 0.0,
+        train_max_s=random.choice((0.1, 0.3, 0.8)),
+        straggler_s=random.choice((1.0, 4.0)) if pick.chance(0.15) else 0.0,
+        faults=faults,
+        dead=(nodes - 1) // 2 if pick.chance(0.3) and not changes else 0,
+        calm_at_s=max(window_s, last_s),
+    )
+
+
+def _faults(
+    random: Random, nodes: int, joiners: int, window_s: float, *, aimed: bool
+) -> tuple[Fault, ...]:
+    if random.random() < 0.05:
+        return ()
+    kinds = random.sample(list(Kind), random.randint(1, 4))
+    aims = random.sample(list(Aim), random.randint(1, 4))
+    made = []
+    for _ in range(random.randint(1, 6)):
+        kind = random.choice(kinds)
+        aim = random.choice(aims) if aimed and random.random() < 0.8 else None
+        if aim is not None and kind in (Kind.LEAVE, Kind.RESET):
+            kind = random.choice((Kind.CRASH, Kind.SPLIT, Kind.DEAF))
+        made.append(
+            Fault(
+                kind=kind,
+                at_s=random.uniform(0.0, window_s),
+                for_s=random.choice((0.2, 1.0, 3.0)) * random.uniform(0.5, 1.5),
+                node=random.choice((-1, *range(nodes + joiners))),
+                aim=aim,
+                skip=random.choice((0, 0, 0, 1, 2, 5)),
+                groups=random.randrange(1, 2 ** (nodes + joiners)),
+            )
+        )
+    if Kind.LEAVE in kinds and random.random() < 0.5:
+        at_s = random.uniform(0.0, window_s)
+        leaving = random.sample(range(nodes), min(nodes - 1, random.randint(1, 2)))
+        made += [Fault(Kind.LEAVE, at_s, 0.0, node) for node in leaving]
+    return tuple(sorted(made, key=lambda fault: fault.at_s))

@@ -1,0 +1,113 @@
+"""Run one schedule to its end, with all checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onefed.errors import OnefedError
+from onefed.peer import journal
+from onefed.peer.safety import Rules
+from onefed.sim import content, faults
+from onefed.sim.options import LIVENESS_S, Options
+from onefed.sim.violation import Violation
+from onefed.sim.world import Replay, World
+
+BYTES_SHARE_MAX = 1.05
+"""Of the bound, sent by a node when nothing goes wrong."""
+EVENTS_MAX = 400_000
+"""In a schedule; one that has more goes round in circles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a schedule gave."""
+
+    options: Options
+    violation: Violation | None
+    virtual_s: float
+    events: int
+    rounds: int
+    """Committed ones."""
+    world: World
+    """As it was at the end, for those who want to look."""
+
+
+def run(
+    options: Options,
+    *,
+    rules: Rules | None = None,
+    replay: Replay = journal.replay,
+    sync: bool = True,
+) -> Outcome:
+    """Let a schedule happen."""
+    world = World(options, rules=rules, replay=replay, sync=sync)
+    violation = None
+    try:
+        faults.arm(world)
+        _finish(world)
+        _check_bytes(world)
+    except Violation as found:
+        violation = found
+    except OnefedError as error:
+        violation = Violation("journal", error.message)
+    except AssertionError as error:
+        violation = Violation("assertion", str(error))
+    except (LookupError, TypeError, ValueError) as error:
+        violation = Violation("exception", f"{type(error).__name__}: {error}")
+    rounds = max(world.checkers.committed)
+    return Outcome(options, violation, world.now_s, world.events, rounds, world)
+
+
+def _finish(world: World) -> None:
+    options = world.options
+    hosts = list(world.hosts.values())
+    limit_s = options.calm_at_s + LIVENESS_S
+
+    def done() -> bool:
+        if world.events > EVENTS_MAX:
+            raise Violation("liveness", f"{EVENTS_MAX} events and no end")
+        return all(
+            host.left
+            or host.dead
+            or (host.machine is not None and host.machine.installed == options.rounds)
+            for host in hosts
+        )
+
+    if not world.run(limit_s, done):
+        late = [
+            f"{host.name} at {host.machine.installed if host.machine else 'down'}"
+            for host in hosts
+            if not host.left and not host.dead
+        ]
+        raise Violation("liveness", f"{LIVENESS_S:g} s after the last fault: {', '.join(late)}")
+
+
+def _check_bytes(world: World) -> None:
+    """Without faults, no node sends more than the bound."""
+    options = world.options
+    quiet = not (
+        options.faults
+        or options.loss
+        or options.duplication
+        or options.spike_share
+        or options.straggler_s
+        or options.joiners
+        or options.observers
+        or options.dead
+    )
+    if not quiet:
+        return
+    count = options.nodes
+    models = (count - 1) if options.whole else 2 * (count - 1) / count
+    bound = models * content.WIDTH * options.rounds * BYTES_SHARE_MAX
+    # Twelve numbers do not divide evenly by five: each part may be one longer.
+    bound += 0 if options.whole else 2 * count * options.rounds
+    for node, sent in world.checkers.sent_bytes.items():
+        if sent > bound:
+            raise Violation("bytes bound", f"{node} sent {sent}, the bound is {bound:.0f}")
+
+
+def first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The first that broke a promise."""
+    return next((each for each in outcomes if each.violation is not None), None)

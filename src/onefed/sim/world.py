@@ -1,0 +1,443 @@
+"""The world around the machines: one queue of events in virtual time, hosts, and their network.
+
+Everything that happens is an entry of the queue, and every choice comes from generators that are
+seeded by the schedule: a schedule happens the same way every time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Any, TypeAlias
+
+from onefed.peer import journal
+from onefed.peer.interface import (
+    Action,
+    Append,
+    Assemble,
+    Assembled,
+    CommittedRecord,
+    Drop,
+    Event,
+    Forget,
+    Install,
+    LeaveAsked,
+    Lost,
+    Notice,
+    Received,
+    Reduce,
+    Reduced,
+    Release,
+    Send,
+    Started,
+    Tick,
+    Train,
+)
+from onefed.peer.interface import Trained as TrainedEvent
+from onefed.peer.machine import Machine
+from onefed.peer.messages import (
+    Ballot,
+    Blob,
+    Contribution,
+    Data,
+    Digest,
+    Entry,
+    Item,
+    Member,
+    Message,
+    NodeId,
+    Plan,
+    Shard,
+    Slice,
+)
+from onefed.peer.safety import Rules
+from onefed.peer.settings import Saved, Settings
+from onefed.sim import content
+from onefed.sim.checkers import Checkers, Trained
+from onefed.sim.content import Content
+from onefed.sim.disk import Disk
+from onefed.sim.options import SPIKE_S, Options
+from onefed.sim.violation import Violation
+
+LOG_EVENTS_MAX = 400
+"""Last events that are kept to be shown."""
+REDUCE_MAX_S = 0.004
+RESTART_MIN_S = 0.02
+
+Watch: TypeAlias = Callable[["Host", Action], bool]
+"""Asked before every action; True: the host ends here."""
+Replay: TypeAlias = Callable[[bytes, NodeId, str], journal.Replayed]
+
+
+class Host:
+    """A node and what is under it."""
+
+    def __init__(self, place: int, settings: Settings, disk: Disk, *, train_s: float) -> None:
+        self.place = place
+        self.name: NodeId = settings.member.node
+        self.settings = settings
+        self.disk = disk
+        self.train_s = train_s
+        self.machine: Machine | None = None
+        self.memory: dict[Item, Content] = {}
+        """Slices and shards of others."""
+        self.updates: dict[Digest, Content] = {}
+        """Own ones of this life."""
+        self.life = 0
+        """Starts so far: what an earlier life has begun ends with it."""
+        self.paused_until_s = 0.0
+        self.clock_rate = 1.0
+        self.clock_start_s = 0.0
+        self.tick_at_s = float("inf")
+        """When the next tick is in the queue."""
+        self.training = 0
+        self.trainings = 0
+        self.actions_left: int | None = None
+        """Crash after so many actions."""
+        self.left = False
+        self.dead = False
+        """Does not come back."""
+
+    def local_s(self, now_s: float) -> float:
+        """What its clock says."""
+        return self.clock_start_s + now_s * self.clock_rate
+
+
+class World:
+    """Hosts, network and time. Faults come from outside (``faults``)."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        rules: Rules | None = None,
+        replay: Replay = journal.replay,
+        sync: bool = True,
+    ) -> None:
+        self.options = options
+        self.rules = rules or Rules()
+        self.replay = replay
+        self.sync = sync
+        self.now_s = 0.0
+        self.events = 0
+        self.random = Random(f"network {options.seed}")  # noqa: S311 - repeatable chance
+        self.watches: list[Watch] = []
+        self.log: deque[tuple[float, NodeId, object]] = deque(maxlen=LOG_EVENTS_MAX)
+        self.cut: dict[tuple[NodeId, NodeId], int] = {}
+        """Directions that carry nothing, each by how many faults."""
+        self.loss = options.loss
+        self.duplication = options.duplication
+        self.spike_share = options.spike_share
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = 0
+        count = options.nodes + options.joiners + options.observers
+        members = [Member(f"n{place}", f"host-{place}") for place in range(count)]
+        model = content.first_model(options.seed)
+        start = Entry(
+            round_number=0,
+            root=content.digest(model),
+            size_bytes=content.WIDTH,
+            ballot=Ballot(0, 0),
+            roster=tuple(members[: options.nodes]),
+            contributors=(),
+            owners=(),
+        )
+        self.checkers = Checkers(start, options.whole)
+        self.hosts: dict[NodeId, Host] = {}
+        for place, member in enumerate(members):
+            disk = Disk(journal.header(member.node, "sim", start))
+            disk.models[start.root] = model
+            straggles = options.straggler_s if place == options.nodes - 1 else 0.0
+            host = Host(
+                place,
+                _settings(options, member, votes=place < options.nodes + options.joiners),
+                disk,
+                train_s=self.random.uniform(options.train_min_s, options.train_max_s) + straggles,
+            )
+            host.clock_rate = 1.0 + self.random.uniform(-options.drift, options.drift)
+            host.clock_start_s = self.random.uniform(0.0, 1000.0)
+            self.hosts[host.name] = host
+            begins_s = options.join_at_s if place >= options.nodes else 0.0
+            self.at(begins_s + self.random.uniform(0.0, 0.05), self.start, host)
+        self.disks = {name: host.disk for name, host in self.hosts.items()}
+
+    # Time
+
+    def at(self, when_s: float, what: Callable[..., None], *arguments: Any) -> None:
+        """Let something happen at a time."""
+        self._order += 1
+        heapq.heappush(self._queue, (when_s, self._order, what, arguments))
+
+    def after(self, delay_s: float, what: Callable[..., None], *arguments: Any) -> None:
+        """Let something happen later."""
+        self.at(self.now_s + delay_s, what, *arguments)
+
+    def run(self, until_s: float, done: Callable[[], bool]) -> bool:
+        """Let time pass until ``done``; False when that was not to be by ``until_s``."""
+        queue = self._queue
+        while queue and queue[0][0] <= until_s:
+            self.now_s, _, what, arguments = heapq.heappop(queue)
+            self.events += 1
+            what(*arguments)
+            if done():
+                return True
+        self.now_s = max(self.now_s, until_s)
+        return done()
+
+    # Hosts
+
+    def start(self, host: Host) -> None:
+        """A process begins, with what is on its disk."""
+        if host.machine is not None or host.dead:
+            return
+        replayed = self.replay(bytes(host.disk.journal), host.name, "sim")
+        host.disk.cut(replayed.good_bytes)
+        host.life += 1
+        host.training = 0
+        saved = replayed.saved
+        jitter = Random(f"jitter {self.options.seed} {host.name} {host.life}")  # noqa: S311
+        host.machine = Machine(
+            host.settings,
+            Saved(
+                commit=saved.commit,
+                term=saved.term,
+                voted_for=saved.voted_for,
+                accepted=saved.accepted,
+                incarnation=saved.incarnation,
+                models=tuple(host.disk.models),
+            ),
+            jitter=jitter.random,
+            rules=self.rules,
+        )
+        host.tick_at_s = float("inf")
+        self.log.append((self.now_s, host.name, "starts"))
+        self.step(host, Started())
+
+    def crash(self, host: Host) -> None:
+        """A process ends now."""
+        if host.machine is None:
+            return
+        self.log.append((self.now_s, host.name, "crashes"))
+        host.machine = None
+        host.memory.clear()
+        host.updates.clear()
+        host.actions_left = None
+        host.paused_until_s = 0.0
+        host.disk.crash(self.random, torn=self.options.torn)
+        if self.options.resets:
+            for other in self.hosts.values():
+                if other is not host and (host.name, other.name) not in self.cut:
+                    self.after(self._latency_s(), self.reset, other, host, host.life)
+
+    def reset(self, host: Host, peer: Host, life: int) -> None:
+        """A connection breaks, if the peer is still what it was."""
+        if peer.life == life:
+            self.step(host, Lost(peer.name))
+
+    def leave(self, host: Host, node: NodeId) -> None:
+        """The operator's wish, told to one node."""
+        self.hosts[node].left = True
+        self.step(host, LeaveAsked(node))
+
+    def step(self, host: Host, event: Event) -> None:
+        """Give an event to a host; one that stands still takes it later."""
+        machine = host.machine
+        if machine is None:
+            return
+        if host.paused_until_s > self.now_s:
+            self.at(host.paused_until_s, self._resume, host, host.life, event)
+            return
+        actions = machine.step(host.local_s(self.now_s), event)
+        for action in actions:
+            if host.actions_left is not None:
+                host.actions_left -= 1
+                if host.actions_left < 0:
+                    self.crash(host)
+                    return
+            for watch in self.watches:
+                if watch(host, action):
+                    self.crash(host)
+                    return
+            _PERFORM[type(action)](self, host, action)
+        due_s = (machine.due_s - host.clock_start_s) / host.clock_rate
+        if due_s < host.tick_at_s:
+            host.tick_at_s = max(due_s, self.now_s)
+            self.at(host.tick_at_s, self._tick, host, host.life, host.tick_at_s)
+
+    def _resume(self, host: Host, life: int, event: Event) -> None:
+        if host.life == life:
+            self.step(host, event)
+
+    def _tick(self, host: Host, life: int, at_s: float) -> None:
+        machine = host.machine
+        if machine is None or host.life != life or at_s != host.tick_at_s:
+            return
+        if host.paused_until_s > self.now_s:
+            host.tick_at_s = host.paused_until_s
+            self.at(host.tick_at_s, self._tick, host, life, host.tick_at_s)
+            return
+        host.tick_at_s = float("inf")
+        if machine.due_s > host.local_s(self.now_s) + 1e-6:
+            due_s = (machine.due_s - host.clock_start_s) / host.clock_rate
+            if due_s < float("inf"):
+                host.tick_at_s = max(due_s, self.now_s)
+                self.at(host.tick_at_s, self._tick, host, life, host.tick_at_s)
+            return
+        self.step(host, Tick())
+
+    # Network
+
+    def _latency_s(self) -> float:
+        options = self.options
+        if self.spike_share and self.random.random() < self.spike_share:
+            return self.random.uniform(options.latency_max_s, SPIKE_S)
+        return self.random.uniform(options.latency_min_s, options.latency_max_s)
+
+    def deliver(self, host: Host, sender: NodeId, message: Message, bytes_: Content | None) -> None:
+        """A message arrives, if it can."""
+        if host.machine is None or (self.cut and (sender, host.name) in self.cut):
+            return
+        if isinstance(message, Data):
+            assert bytes_ is not None
+            item = message.item
+            if isinstance(item, Blob):
+                if content.digest(bytes_) != item.root:
+                    raise Violation("bytes", f"{sender} gave {host.name} another model")
+                host.disk.models[item.root] = bytes_
+            else:
+                host.memory[item] = bytes_
+        self.step(host, Received(sender, message))
+
+    # Actions
+
+    def _append(self, host: Host, action: Append) -> None:
+        host.disk.append(action.record, sync=action.sync and self.sync)
+        if isinstance(action.record, CommittedRecord):
+            self.log.append((self.now_s, host.name, action))
+            self.checkers.on_commit(host.name, action.record.entry, self.disks)
+
+    def _send(self, host: Host, action: Send) -> None:
+        message, to = action.message, action.to
+        bytes_ = None
+        if isinstance(message, Data):
+            bytes_ = self._bytes(host, message.item)
+            account = self.checkers.sent_bytes
+            account[host.name] = account.get(host.name, 0) + len(bytes_)
+        else:
+            self.checkers.on_send(host.name, to, message, host.disk)
+        self.log.append((self.now_s, host.name, action))
+        if (self.cut and (host.name, to) in self.cut) or (
+            self.loss and self.random.random() < self.loss
+        ):
+            return
+        receiver = self.hosts[to]
+        self.after(self._latency_s(), self.deliver, receiver, host.name, message, bytes_)
+        if self.duplication and self.random.random() < self.duplication:
+            self.after(self._latency_s(), self.deliver, receiver, host.name, message, bytes_)
+
+    def _bytes(self, host: Host, item: Item) -> Content:
+        match item:
+            case Blob(root):
+                found = host.disk.models.get(root)
+            case Slice(_, _, digest, index, count) if digest in host.updates:
+                found = content.part(host.updates[digest], index, count)
+            case _:
+                found = host.memory.get(item)
+        if found is None:
+            raise Violation("bytes", f"{host.name} sends {item}, which it does not have")
+        return found
+
+    def _train(self, host: Host, action: Train) -> None:
+        host.training += 1
+        base = host.disk.models[action.base]
+        duration_s = host.train_s * self.random.uniform(0.8, 1.2)
+        self.after(duration_s, self._trained, host, host.life, host.training, action, base)
+
+    def _trained(self, host: Host, life: int, training: int, action: Train, base: Content) -> None:
+        if (host.life, host.training) != (life, training) or host.machine is None:
+            return
+        host.trainings += 1
+        salt = host.trainings if self.options.retrain else 0
+        made = content.update(host.name, base, salt)
+        digest = content.digest(made)
+        host.updates[digest] = made
+        self.checkers.updates[digest] = Trained(made, action.round_number, action.base)
+        contribution = Contribution(host.name, 1 + host.place, digest, content.WIDTH)
+        self.step(host, TrainedEvent(action.round_number, action.base, contribution))
+
+    def _reduce(self, host: Host, action: Reduce) -> None:
+        plan, index, count = action.plan, action.index, action.plan.shard_count
+        parts = [
+            self._bytes(host, Slice(plan.round_number, each.node, each.digest, index, count))
+            for each in plan.contributors
+        ]
+        made = content.reduce(parts, plan.contributors, whole=self.options.whole)
+        delay_s = self.random.uniform(0.0, REDUCE_MAX_S)
+        self.after(delay_s, self._reduced, host, host.life, plan, index, made)
+
+    def _reduced(self, host: Host, life: int, plan: Plan, index: int, made: Content) -> None:
+        if host.life == life and host.machine is not None:
+            host.memory[Shard(plan.round_number, plan.ballot, index)] = made
+            self.step(host, Reduced(plan.ballot, index))
+
+    def _assemble(self, host: Host, action: Assemble) -> None:
+        made = tuple(each for shard in action.shards for each in self._bytes(host, shard))
+        delay_s = self.random.uniform(0.0, self.options.disk_max_s)
+        self.after(delay_s, self._assembled, host, host.life, action.plan, made)
+
+    def _assembled(self, host: Host, life: int, plan: Plan, made: Content) -> None:
+        if host.life == life and host.machine is not None:
+            root = content.digest(made)
+            host.disk.models[root] = made
+            self.step(host, Assembled(plan, root, len(made)))
+
+    def _install(self, host: Host, action: Install) -> None:
+        self.log.append((self.now_s, host.name, action))
+        self.checkers.on_install(host.name, action.entry, host.disk)
+
+    def _release(self, host: Host, action: Release) -> None:
+        for item in list(host.memory):
+            if not isinstance(item, Blob) and item.round_number <= action.round_number:
+                del host.memory[item]
+
+    def _drop(self, host: Host, action: Drop) -> None:
+        host.memory.pop(action.item, None)
+
+    def _forget(self, host: Host, action: Forget) -> None:
+        host.disk.models.pop(action.root, None)
+
+    def _notice(self, host: Host, action: Notice) -> None:
+        self.log.append((self.now_s, host.name, action))
+
+
+def _settings(options: Options, member: Member, *, votes: bool) -> Settings:
+    return Settings(
+        member=member,
+        experiment="sim",
+        rounds_total=options.rounds,
+        whole_updates=options.whole,
+        votes=votes,
+        min_contributors=options.min_contributors,
+        beat_s=options.beat_s,
+        repair_s=options.repair_s,
+        stall_s=options.stall_s,
+        straggler_cap_s=options.straggler_cap_s,
+        catch_up_grace_s=1.0,
+        evict_after_rounds=options.evict_after_rounds,
+    )
+
+
+_PERFORM: dict[type, Callable[[World, Host, Any], None]] = {
+    Append: World._append,
+    Send: World._send,
+    Train: World._train,
+    Reduce: World._reduce,
+    Assemble: World._assemble,
+    Install: World._install,
+    Release: World._release,
+    Drop: World._drop,
+    Forget: World._forget,
+    Notice: World._notice,
+}
