@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onefed.peer import leading, repair
 from onefed.peer.interface import Append, VoteRecord
-from onefed.peer.messages import NodeId, Prevote, Prevoted, Vote, VoteRequest
+from onefed.peer.messages import Entry, NodeId, Prevote, Prevoted, Vote, VoteRequest
 from onefed.peer.state import NEVER, Role, State
 
 RETRY_SHARE = 0.2
@@ -69,7 +69,7 @@ def on_prevote(state: State, sender: NodeId, message: Prevote) -> None:
         candidate_round=message.commit.round_number,
         own_round=state.commit.round_number,
     )
-    repair.learn(state, message.commit)
+    _heed(state, message.commit)
     state.send(sender, Prevoted(message.term, ok, state.term, state.commit))
 
 
@@ -77,7 +77,7 @@ def on_prevoted(state: State, sender: NodeId, message: Prevoted) -> None:
     """Stand when a majority would vote."""
     if message.term > state.term:
         raise_term(state, message.term)
-    if repair.learn(state, message.commit):
+    if _heed(state, message.commit):
         return
     if state.role is Role.ASKING and message.ok and message.asked == state.term + 1:
         state.votes[sender] = None
@@ -105,7 +105,7 @@ def on_vote_request(state: State, sender: NodeId, message: VoteRequest) -> None:
         state.voted_for = sender
         state.out.append(Append(VoteRecord(state.term, sender), sync=True))
         set_timer(state)
-    repair.learn(state, message.commit)
+    _heed(state, message.commit)
     state.send(sender, Vote(state.term, ok, state.commit, state.accepted))
 
 
@@ -113,7 +113,7 @@ def on_vote(state: State, sender: NodeId, message: Vote) -> None:
     """Lead when a majority of the roster has voted."""
     if message.term > state.term:
         raise_term(state, message.term)
-    if repair.learn(state, message.commit):
+    if _heed(state, message.commit):
         return
     if state.role is Role.CANDIDATE and message.ok and message.term == state.term:
         state.votes[sender] = message.accepted
@@ -125,6 +125,11 @@ def abandon(state: State) -> None:
     if state.role in (Role.ASKING, Role.CANDIDATE):
         follow(state, None)
         set_timer(state, RETRY_SHARE)
+
+
+def _heed(state: State, commit: Entry) -> bool:
+    """Learn a commit from a voter or a candidate; whether it was news."""
+    return state.rules.heeds() and repair.learn(state, commit)
 
 
 def _count(state: State) -> None:

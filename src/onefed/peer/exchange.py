@@ -32,7 +32,7 @@ from onefed.peer.messages import (
     Shard,
     Slice,
 )
-from onefed.peer.state import State
+from onefed.peer.state import NEVER, State
 
 SHARDS_MAX = 4096
 SLICES_MAX = 4096
@@ -112,11 +112,11 @@ def on_assembled(state: State, event: Assembled) -> None:
 def accept(state: State, entry: Entry) -> None:
     """Promise to bring this entry up in any later election. Its bytes are on disk."""
     assert entry.root in state.models, "nothing is accepted without its bytes"
-    if state.proposal is None or not state.rules.may_accept(
+    if not state.rules.may_accept(
         ballot=entry.ballot,
         round_number=entry.round_number,
         term=state.term,
-        newest=state.proposal.ballot,
+        newest=None if state.proposal is None else state.proposal.ballot,
         accepted=state.accepted,
         commit_round=state.commit.round_number,
         installed=state.installed,
@@ -125,6 +125,25 @@ def accept(state: State, entry: Entry) -> None:
     state.accepted = entry
     state.out.append(Append(AcceptedRecord(entry), sync=True))
     state.ack_due = True
+
+
+def finishes(state: State, entry: Entry) -> bool:
+    """Whether this node is about to have what was committed, and better takes note after that.
+
+    It would else throw its shards away and fetch the whole model. Not to know of a commit yet is
+    always safe; it is put off for ``repair_s`` at most.
+    """
+    plan = state.plan
+    if (
+        plan is None
+        or plan.ballot != entry.ballot
+        or state.me not in plan.receivers
+        or (state.accepted is not None and state.accepted.ballot == plan.ballot)
+    ):
+        return False
+    if state.finish_by_s == NEVER:
+        state.finish_by_s = state.now_s + state.settings.repair_s
+    return state.now_s < state.finish_by_s
 
 
 def advance(state: State) -> None:

@@ -169,8 +169,9 @@ def advance(state: State) -> None:
 
 
 def _commit(state: State, entry: Entry) -> None:
+    if not repair.learn(state, entry):
+        return
     state.notice("committed", f"round {entry.round_number}: {len(entry.contributors)} updates")
-    repair.learn(state, entry)
     beat(state)
     if state.me not in state.voters:
         resign(state)  # it has taken itself off the roster; the others elect

@@ -14,12 +14,15 @@ WANTS_MAX = 64
 
 
 def learn(state: State, entry: Entry) -> bool:
-    """Take note of a commit, from whoever knows it: commits are facts. Whether it was news."""
+    """Take note of a commit, from whoever knows it: commits are facts. Whether it was done."""
     if entry.round_number <= state.commit.round_number:
         assert entry.round_number < state.commit.round_number or entry.root == state.commit.root, (
             "two models were committed in one round"
         )
         return False
+    if exchange.finishes(state, entry):
+        return False
+    state.finish_by_s = NEVER
     election.abandon(state)
     before = state.commit.roster
     state.set_commit(entry)
@@ -58,7 +61,8 @@ def install(state: State) -> None:
 def train(state: State) -> None:
     """Train for the next round, on the model that was just installed."""
     wanted = state.installed + 1
-    if state.training != wanted <= state.settings.rounds_total and not state.left:
+    gone = state.left and not state.is_voter
+    if state.training != wanted <= state.settings.rounds_total and not gone:
         state.training = wanted
         state.out.append(Train(wanted, state.commit.root))
 

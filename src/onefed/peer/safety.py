@@ -43,7 +43,7 @@ class Rules:
         ballot: Ballot,
         round_number: int,
         term: int,
-        newest: Ballot,
+        newest: Ballot | None,
         accepted: Entry | None,
         commit_round: int,
         installed: int,
@@ -56,6 +56,10 @@ class Rules:
             and round_number == commit_round + 1
             and installed == commit_round
         )
+
+    def heeds(self) -> bool:
+        """Whether a candidate learns what its voters know to be committed."""
+        return True
 
     def counts(self, held: Ballot, current: Ballot) -> bool:
         """A leader counts what is held under its current ballot, and nothing else."""

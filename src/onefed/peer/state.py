@@ -115,6 +115,8 @@ class State:
     progress: int = 0
     tries: int = 0
     """At fetching what is missing: each asks another holder."""
+    finish_by_s: float = NEVER
+    """Until when a commit is not taken note of, while its bytes are on their way."""
     left: bool = False
     """Left on purpose: does not ask to join again."""
     asked_to_leave: set[NodeId] = field(default_factory=set)

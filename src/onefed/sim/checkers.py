@@ -1,6 +1,6 @@
-"""The checkers: they watch every node and know no protocol state but what is said and saved.
+"""The checkers: they watch every node, and know what is said, what is saved, and nothing else.
 
-None of them is an assertion of the core, and none of them asks the machine what it thinks.
+None of them is an assertion of the core, and none of them asks a machine what it thinks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from onefed.peer.messages import (
     Ack,
+    Adopt,
     Ballot,
     Digest,
     Entry,
@@ -16,6 +17,7 @@ from onefed.peer.messages import (
     Message,
     NodeId,
     Proposal,
+    Roster,
     Vote,
     VoteRequest,
 )
@@ -40,52 +42,48 @@ class Checkers:
 
     start: Entry
     whole: bool
+    disks: dict[NodeId, Disk] = field(default_factory=dict)
     committed: dict[int, Entry] = field(default_factory=dict)
     updates: dict[Digest, Trained] = field(default_factory=dict)
     votes: dict[tuple[NodeId, int], NodeId] = field(default_factory=dict)
     proposals: dict[Ballot, Proposal] = field(default_factory=dict)
+    newest: dict[int, Ballot] = field(default_factory=dict)
+    """Proposal, by term."""
     leaders: dict[int, NodeId] = field(default_factory=dict)
     sent_bytes: dict[NodeId, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.committed[self.start.round_number] = self.start
 
-    def on_commit(self, node: NodeId, entry: Entry, disks: dict[NodeId, Disk]) -> None:
-        """A node takes an entry for committed.
+    def on_commit(self, node: NodeId, entry: Entry) -> None:
+        """A node takes an entry for committed; everybody must take the same one.
 
-        Agreement: the same entry as anybody else's for that round. The first to say so has a
-        majority of disks behind it, and the entry is what the rule makes of the named updates.
+        Whoever does so first is its leader: it was the leader's newest proposal, it is on a
+        majority of disks, and it is what the rule makes of the updates that it names.
         """
-        known = self.committed.get(entry.round_number)
+        number = entry.round_number
+        known = self.committed.get(number)
         if known is not None:
-            same = (known.root, known.roster, known.contributors) == (
-                entry.root,
-                entry.roster,
-                entry.contributors,
-            )
-            if not same:
+            if _value(known) != _value(entry):
                 raise Violation(
-                    "agreement",
-                    f"round {entry.round_number}: {node} has {entry.root}, {known.root} before",
+                    "agreement", f"round {number}: {node} has {entry.root}, {known.root} before"
                 )
             return
-        before = self.committed.get(entry.round_number - 1)
+        before = self.committed.get(number - 1)
         if before is None:
-            raise Violation("order", f"round {entry.round_number} without the round before")
-        self._reference(entry, before)
-        holders = [
-            member.node
-            for member in before.roster
-            if member.node in disks and entry.root in disks[member.node].models
-        ]
-        if len(holders) <= len(before.roster) // 2:
-            raise Violation(
-                "durability",
-                f"round {entry.round_number} is on the disks of {holders} only",
-            )
+            raise Violation("order", f"round {number} is committed, the round before is not")
         if len(set(before.roster) ^ set(entry.roster)) > 1:
-            raise Violation("roster", f"round {entry.round_number} changes more than one member")
-        self.committed[entry.round_number] = entry
+            raise Violation("roster", f"round {number} changes more than one member")
+        if self.newest.get(entry.ballot.term, entry.ballot) > entry.ballot:
+            raise Violation("newest", f"round {number} is committed under an older ballot")
+        holders = self._holders(before.roster, entry.root)
+        if not _is_majority(holders, before.roster):
+            raise Violation("durability", f"round {number} is on the disks of {holders} only")
+        self._reference(entry, before)
+        self.committed[number] = entry
+
+    def _holders(self, roster: Roster, root: Digest) -> list[NodeId]:
+        return [each.node for each in roster if root in self.disks[each.node].models]
 
     def _reference(self, entry: Entry, before: Entry) -> None:
         trained = []
@@ -101,39 +99,86 @@ class Checkers:
                 f"round {entry.round_number} is {entry.root}, the rule gives {expected}",
             )
 
-    def on_install(self, node: NodeId, entry: Entry, disk: Disk) -> None:
+    def on_install(self, node: NodeId, entry: Entry) -> None:
         """A node uses a model: a committed one, whose bytes it has."""
         known = self.committed.get(entry.round_number)
         if known is None or known.root != entry.root:
             raise Violation("agreement", f"{node} installs {entry.root}, which is not committed")
-        model = disk.models.get(entry.root)
+        model = self.disks[node].models.get(entry.root)
         if model is None or content.digest(model) != entry.root:
             raise Violation("bytes", f"{node} installs {entry.root} without its bytes")
 
-    def on_send(self, node: NodeId, to: NodeId, message: Message, disk: Disk) -> None:
-        """What a node says about itself must be on its disk, and must not contradict itself."""
+    def on_accept(self, node: NodeId, entry: Entry) -> None:
+        """A node promises an entry: never under an older ballot than it has promised before."""
+        disk = self.disks[node]
+        if disk.accepted is not None and entry.ballot < disk.accepted.ballot:
+            raise Violation("promise", f"{node} accepts {tuple(entry.ballot)} after a newer one")
+        if disk.vote is not None and entry.ballot.term < disk.vote.term:
+            raise Violation("promise", f"{node} accepts {tuple(entry.ballot)} after a newer vote")
+        if entry.root not in disk.models:
+            raise Violation("held", f"{node} accepts {entry.root} without its bytes")
+
+    def on_send(self, node: NodeId, to: NodeId, message: Message) -> None:
+        """What a node says about itself is on its disk, and it does not contradict itself."""
         match message:
             case Ack(held=Entry() as held):
-                if held.root not in disk.models and held.round_number > max(self.committed):
-                    raise Violation("held", f"{node} says it holds {held.root}, and does not")
+                if held != self.disks[node].accepted:
+                    raise Violation("held", f"{node} says it accepted what is not on its disk")
             case Heartbeat(term, _, proposal):
                 if self.leaders.setdefault(term, node) != node:
                     raise Violation("leader", f"{node} leads term {term}, as does another")
-                if proposal is not None:
-                    self._once(proposal)
+                if proposal is not None and self.proposals.get(proposal.ballot) is not proposal:
+                    self._on_proposal(proposal)
             case Vote(term, True):
-                self.vote(node, term, to)
+                vote = self.disks[node].vote
+                if vote is None or (vote.term, vote.voted_for) != (term, to):
+                    raise Violation("vote", f"{node} gives a vote that is not on its disk")
+                self._once(node, term, to)
             case VoteRequest(term):
-                self.vote(node, term, node)
+                self._once(node, term, node)
             case _:
                 pass
 
-    def _once(self, proposal: Proposal) -> None:
-        known = self.proposals.setdefault(proposal.ballot, proposal)
-        if known is not proposal and known != proposal:
-            raise Violation("ballot", f"{tuple(proposal.ballot)} names two proposals")
-
-    def vote(self, voter: NodeId, term: int, candidate: NodeId) -> None:
-        """One vote a term."""
+    def _once(self, voter: NodeId, term: int, candidate: NodeId) -> None:
         if self.votes.setdefault((voter, term), candidate) != candidate:
             raise Violation("vote", f"{voter} votes twice in term {term}")
+
+    def _on_proposal(self, proposal: Proposal) -> None:
+        ballot = proposal.ballot
+        if self.proposals.setdefault(ballot, proposal) != proposal:
+            raise Violation("ballot", f"{tuple(ballot)} names two proposals")
+        self.newest[ballot.term] = max(ballot, self.newest.get(ballot.term, ballot))
+        chosen = self._chosen(proposal.round_number)
+        if chosen is None or chosen.ballot.term >= ballot.term:
+            return
+        if not isinstance(proposal, Adopt) or proposal.entry.root != chosen.root:
+            raise Violation(
+                "chosen",
+                f"{tuple(ballot)} proposes anew where a majority holds {tuple(chosen.ballot)}",
+            )
+
+    def _chosen(self, round_number: int) -> Entry | None:
+        """What a majority of disks hold under one ballot, where no disk holds a newer one."""
+        before = self.committed.get(round_number - 1)
+        if before is None:
+            return None
+        held = [
+            accepted
+            for each in before.roster
+            if (accepted := self.disks[each.node].accepted) is not None
+            and accepted.round_number == round_number
+        ]
+        newest = max(held, key=lambda entry: entry.ballot, default=None)
+        if newest is None:
+            return None
+        same = [entry for entry in held if entry.ballot == newest.ballot]
+        return newest if _is_majority(same, before.roster) else None
+
+
+def _is_majority(some: list[NodeId] | list[Entry], roster: Roster) -> bool:
+    return len(some) > len(roster) // 2
+
+
+def _value(entry: Entry) -> tuple[object, ...]:
+    """What agreement is about; ballots differ where an entry was adopted."""
+    return (entry.root, entry.roster, entry.contributors)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from onefed.peer import journal
-from onefed.peer.interface import Record
-from onefed.peer.messages import Digest
+from onefed.peer.interface import AcceptedRecord, Record, VoteRecord
+from onefed.peer.messages import Digest, Entry
 from onefed.sim.content import Content
 
 
@@ -18,12 +18,22 @@ class Disk:
         self.journal = bytearray(head)
         self.synced_bytes = len(head)
         self.models: dict[Digest, Content] = {}
+        self.accepted: Entry | None = None
+        """Newest that was synced, of entries and of votes: for the checkers."""
+        self.vote: VoteRecord | None = None
 
     def append(self, record: Record, *, sync: bool) -> None:
         """Add a frame."""
         self.journal += journal.encode(record, self.synced_bytes)
         if sync:
             self.synced_bytes = len(self.journal)
+            match record:
+                case AcceptedRecord(entry):
+                    self.accepted = entry
+                case VoteRecord():
+                    self.vote = record
+                case _:
+                    pass
 
     def crash(self, random: Random, *, torn: bool) -> None:
         """The process ends; in a power cut, what was not synced may be shorter, or garbage."""

@@ -1,7 +1,7 @@
 """Seeded bugs: one for each safety rule, and for the journal. Each must be seen by the checkers.
 
 A mutant is the rules with one of them changed, or a driver that neglects a duty.
-``run`` expects that assertions are off (``python -O``): the core's own would see many of them first.
+Run with assertions off (``python -O``): the core's own would see many of them first.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class MajorityLessOne(Rules):
 class StaleBallot(Rules):
     """A node accepts under an older ballot than it has seen."""
 
-    def may_accept(
-        self, *, round_number: int, commit_round: int, installed: int, **_: Any
-    ) -> bool:
+    def may_accept(self, *, round_number: int, commit_round: int, installed: int, **_: Any) -> bool:
         return round_number == commit_round + 1 and installed == commit_round
 
 
@@ -79,7 +77,10 @@ class AnyBallotCounts(Rules):
 
 
 class NoCatchUp(Rules):
-    """A voter does not mind that the candidate is behind."""
+    """A candidate may be behind its voters, and stays so."""
+
+    def heeds(self) -> bool:
+        return False
 
     def may_vote(
         self,
@@ -167,7 +168,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("majority-less-one", "commits and elections take a majority", MajorityLessOne()),
     Mutant("stale-ballot", "accept under the newest ballot only", StaleBallot()),
     Mutant("any-ballot-counts", "count what is held under the current ballot", AnyBallotCounts()),
-    Mutant("no-catch-up", "no vote for a candidate that is behind", NoCatchUp()),
+    Mutant("no-catch-up", "a leader knows all commits of its voters", NoCatchUp()),
     Mutant("two-votes", "one vote a term", TwoVotes()),
     Mutant("late-data", "shards of another attempt do not count", LateData()),
     Mutant("many-changes", "the roster changes by one", ManyChanges()),

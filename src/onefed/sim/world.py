@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from onefed.peer import journal
 from onefed.peer.interface import (
+    AcceptedRecord,
     Action,
     Append,
     Assemble,
@@ -64,7 +65,7 @@ from onefed.sim.violation import Violation
 LOG_EVENTS_MAX = 400
 """Last events that are kept to be shown."""
 REDUCE_MAX_S = 0.004
-RESTART_MIN_S = 0.02
+ROUNDING_S = 1e-9
 
 Watch: TypeAlias = Callable[["Host", Action], bool]
 """Asked before every action; True: the host ends here."""
@@ -103,6 +104,10 @@ class Host:
     def local_s(self, now_s: float) -> float:
         """What its clock says."""
         return self.clock_start_s + now_s * self.clock_rate
+
+    def global_s(self, local_s: float) -> float:
+        """When its clock says so, or a little later: never earlier."""
+        return (local_s - self.clock_start_s) / self.clock_rate + ROUNDING_S
 
 
 class World:
@@ -161,7 +166,7 @@ class World:
             self.hosts[host.name] = host
             begins_s = options.join_at_s if place >= options.nodes else 0.0
             self.at(begins_s + self.random.uniform(0.0, 0.05), self.start, host)
-        self.disks = {name: host.disk for name, host in self.hosts.items()}
+        self.checkers.disks = {name: host.disk for name, host in self.hosts.items()}
 
     # Time
 
@@ -261,7 +266,7 @@ class World:
                     self.crash(host)
                     return
             _PERFORM[type(action)](self, host, action)
-        due_s = (machine.due_s - host.clock_start_s) / host.clock_rate
+        due_s = host.global_s(machine.due_s)
         if due_s < host.tick_at_s:
             host.tick_at_s = max(due_s, self.now_s)
             self.at(host.tick_at_s, self._tick, host, host.life, host.tick_at_s)
@@ -279,8 +284,8 @@ class World:
             self.at(host.tick_at_s, self._tick, host, life, host.tick_at_s)
             return
         host.tick_at_s = float("inf")
-        if machine.due_s > host.local_s(self.now_s) + 1e-6:
-            due_s = (machine.due_s - host.clock_start_s) / host.clock_rate
+        if machine.due_s > host.local_s(self.now_s):
+            due_s = host.global_s(machine.due_s)
             if due_s < float("inf"):
                 host.tick_at_s = max(due_s, self.now_s)
                 self.at(host.tick_at_s, self._tick, host, life, host.tick_at_s)
@@ -313,10 +318,13 @@ class World:
     # Actions
 
     def _append(self, host: Host, action: Append) -> None:
-        host.disk.append(action.record, sync=action.sync and self.sync)
-        if isinstance(action.record, CommittedRecord):
+        record = action.record
+        if isinstance(record, AcceptedRecord):
+            self.checkers.on_accept(host.name, record.entry)
+        host.disk.append(record, sync=action.sync and self.sync)
+        if isinstance(record, CommittedRecord):
             self.log.append((self.now_s, host.name, action))
-            self.checkers.on_commit(host.name, action.record.entry, self.disks)
+            self.checkers.on_commit(host.name, record.entry)
 
     def _send(self, host: Host, action: Send) -> None:
         message, to = action.message, action.to
@@ -326,7 +334,7 @@ class World:
             account = self.checkers.sent_bytes
             account[host.name] = account.get(host.name, 0) + len(bytes_)
         else:
-            self.checkers.on_send(host.name, to, message, host.disk)
+            self.checkers.on_send(host.name, to, message)
         self.log.append((self.now_s, host.name, action))
         if (self.cut and (host.name, to) in self.cut) or (
             self.loss and self.random.random() < self.loss
@@ -395,7 +403,7 @@ class World:
 
     def _install(self, host: Host, action: Install) -> None:
         self.log.append((self.now_s, host.name, action))
-        self.checkers.on_install(host.name, action.entry, host.disk)
+        self.checkers.on_install(host.name, action.entry)
 
     def _release(self, host: Host, action: Release) -> None:
         for item in list(host.memory):
