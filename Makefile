@@ -6,8 +6,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Workers of the test run: federations are real processes, and two at a time fill two cores.
 JOBS ?= 2
+# First seed and number of schedules of a simulation.
+SEED ?= 0
+N ?= 1000
 
-.PHONY: help setup demo test proofs lint fmt docs bench pin clean
+.PHONY: help setup demo test proofs sim lint fmt docs bench pin clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -30,6 +33,9 @@ proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,00
 	$(BIN)/python -m campaigns.power_cut --states 10000 --results build/proofs/power_cut.jsonl
 	$(BIN)/python -m campaigns.kth_call --cases 5 --results build/proofs/kth_call.jsonl
 	$(BIN)/python -m campaigns.mutations --count 1000 --results build/proofs/mutations.jsonl
+
+sim: setup ## simulate schedules of the peer protocol: SEED=7 N=1000
+	$(BIN)/onefed peer simulate --seed $(SEED) --schedules $(N)
 
 lint: setup ## check style, types, the map of imports, and spelling
 	$(BIN)/ruff format --check

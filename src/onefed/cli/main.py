@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from onefed import context as variables
-from onefed.cli import appliance, checkpoint, completion, doctor, look, start
+from onefed.cli import appliance, checkpoint, completion, doctor, look, peer, start
 from onefed.cli import context as context_commands
 from onefed.cli.screen import LogFormat, error_console
 from onefed.context.completion import complete as complete_set
@@ -43,6 +43,7 @@ app.add_typer(model, name="model")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(context_commands.app, name="context")
 app.add_typer(appliance.app, name="appliance")
+app.add_typer(peer.app, name="peer")
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", help="Number of nodes (SuperNodes).")]
 Rounds = Annotated[

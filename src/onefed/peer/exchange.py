@@ -141,6 +141,8 @@ def finishes(state: State, entry: Entry) -> bool:
         or (state.accepted is not None and state.accepted.ballot == plan.ballot)
     ):
         return False
+    if state.assembling == plan.ballot:
+        return True
     if state.finish_by_s == NEVER:
         state.finish_by_s = state.now_s + state.settings.repair_s
     return state.now_s < state.finish_by_s
@@ -184,7 +186,8 @@ def missing(state: State, plan: Plan) -> Iterator[tuple[Item, NodeId]]:
 
 
 def _work(state: State, plan: Plan) -> None:
-    if state.ready in plan.contributors:
+    if state.offered != (plan.ballot, state.ready) and state.ready in plan.contributors:
+        state.offered = (plan.ballot, state.ready)
         _send_slices(state, plan.owners or plan.receivers, whole=not plan.owners)
     if state.me not in plan.receivers:
         return

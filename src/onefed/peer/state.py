@@ -108,6 +108,8 @@ class State:
     """Of others' updates, that are kept here."""
     shards: set[Shard] = field(default_factory=set)
     sent: set[tuple[NodeId, Slice]] = field(default_factory=set)
+    offered: tuple[Ballot, Contribution | None] | None = None
+    """Plan for which all slices were sent, and the update they are of."""
     reducing: set[tuple[Ballot, int]] = field(default_factory=set)
     """Started, done ones included."""
     assembling: Ballot | None = None

@@ -21,8 +21,7 @@ from onefed.peer.messages import (
     Vote,
     VoteRequest,
 )
-from onefed.sim import content
-from onefed.sim.content import Content
+from onefed.sim.content import Content, Matter
 from onefed.sim.disk import Disk
 from onefed.sim.violation import Violation
 
@@ -41,9 +40,11 @@ class Checkers:
     """What has been seen so far. Every method raises ``Violation``."""
 
     start: Entry
-    whole: bool
+    matter: Matter
     disks: dict[NodeId, Disk] = field(default_factory=dict)
     committed: dict[int, Entry] = field(default_factory=dict)
+    models: dict[Digest, Content] = field(default_factory=dict)
+    """Every model that was on a disk once."""
     updates: dict[Digest, Trained] = field(default_factory=dict)
     votes: dict[tuple[NodeId, int], NodeId] = field(default_factory=dict)
     proposals: dict[Ballot, Proposal] = field(default_factory=dict)
@@ -86,13 +87,14 @@ class Checkers:
         return [each.node for each in roster if root in self.disks[each.node].models]
 
     def _reference(self, entry: Entry, before: Entry) -> None:
-        trained = []
+        matter, trained = self.matter, []
         for each in entry.contributors:
             update = self.updates[each.digest]
             if (update.round_number, update.base) != (entry.round_number, before.root):
                 raise Violation("reference", f"{each.node} trained another model")
             trained.append(update.content)
-        expected = content.digest(content.reduce(trained, entry.contributors, whole=self.whole))
+        base = self.models[before.root]
+        expected = matter.digest(matter.reduce(base, trained, entry.contributors))
         if entry.root != expected:
             raise Violation(
                 "reference",
@@ -105,7 +107,7 @@ class Checkers:
         if known is None or known.root != entry.root:
             raise Violation("agreement", f"{node} installs {entry.root}, which is not committed")
         model = self.disks[node].models.get(entry.root)
-        if model is None or content.digest(model) != entry.root:
+        if model is None or self.matter.digest(model) != entry.root:
             raise Violation("bytes", f"{node} installs {entry.root} without its bytes")
 
     def on_accept(self, node: NodeId, entry: Entry) -> None:

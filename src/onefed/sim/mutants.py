@@ -6,6 +6,9 @@ Run with assertions off (``python -O``): the core's own would see many of them f
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +20,9 @@ from onefed.peer.safety import Rules
 from onefed.sim import options
 from onefed.sim.run import Outcome, run
 from onefed.sim.world import Replay
+
+SCHEDULES_MAX = 2000
+"""In which a mutant must be killed."""
 
 
 class NoAdopt(Rules):
@@ -212,3 +218,32 @@ def _later(actions: list[Action], record: type, message: type) -> list[Action]:
         each for each in actions if isinstance(each, Append) and isinstance(each.record, record)
     ]
     return [each for each in actions if each not in saved] + saved
+
+
+def table(schedules_max: int) -> Iterator[str]:
+    """Judge all mutants, line by line; the first is the head of the table."""
+    yield f"{'mutant':20} {'schedules':>9}  {'seen by':12} what it breaks"
+    for mutant in MUTANTS:
+        verdict = judge(mutant, itertools.count(), schedules_max)
+        violation = None if verdict.killed is None else verdict.killed.violation
+        seen = "SURVIVES" if violation is None else violation.promise
+        yield f"{mutant.name:20} {verdict.schedules:9}  {seen:12} {mutant.breaks}"
+
+
+def main() -> None:
+    """Print the table; exit 1 where a mutant survives."""
+    parser = argparse.ArgumentParser(prog="python -O -m onefed.sim.mutants", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=SCHEDULES_MAX, help="at most, for each")
+    options_ = parser.parse_args()
+    if __debug__:
+        parser.error("switch assertions off: python -O")
+    survived = False
+    for line in table(options_.schedules):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+        survived |= " SURVIVES " in line
+    sys.exit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()

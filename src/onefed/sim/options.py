@@ -171,10 +171,22 @@ def draw(seed: int) -> Options:
         drift=0.02 if pick.chance(0.3) else 0.0,
         train_max_s=random.choice((0.1, 0.3, 0.8)),
         straggler_s=random.choice((1.0, 4.0)) if pick.chance(0.15) else 0.0,
+        disk_max_s=random.choice((0.01, 0.01, 0.4)),
         faults=faults,
         dead=(nodes - 1) // 2 if pick.chance(0.3) and not changes else 0,
         calm_at_s=max(window_s, last_s),
     )
+
+
+RECIPES: tuple[tuple[tuple[Kind, Aim], ...], ...] = (
+    # One node holds an older attempt, the others commit a newer one, and nobody is told.
+    ((Kind.DEAF, Aim.ACCEPTED), (Kind.CRASH, Aim.COMMITTED)),
+    # The leader's last word reaches one follower, which is then alone with it.
+    ((Kind.CRASH, Aim.ANNOUNCED), (Kind.DEAF, Aim.LED)),
+    # A proposal that changes the roster, on both sides of a split.
+    ((Kind.SPLIT, Aim.CHANGING), (Kind.CRASH, Aim.ACCEPTED)),
+)
+"""Faults that only together come near a rule."""
 
 
 def _faults(
@@ -201,6 +213,11 @@ def _faults(
                 groups=random.randrange(1, 2 ** (nodes + joiners)),
             )
         )
+    if aimed and random.random() < 0.3:
+        at_s = random.uniform(0.0, window_s / 2)
+        for kind, aim in random.choice(RECIPES):
+            for_s, skip = random.uniform(1.0, 4.0), random.choice((0, 0, 1))
+            made.append(Fault(kind, at_s, for_s, 0, aim, skip, groups=random.choice((0, 0, 1))))
     if Kind.LEAVE in kinds and random.random() < 0.5:
         at_s = random.uniform(0.0, window_s)
         leaving = random.sample(range(nodes), min(nodes - 1, random.randint(1, 2)))

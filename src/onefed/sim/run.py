@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onefed.errors import OnefedError
 from onefed.peer import journal
 from onefed.peer.safety import Rules
-from onefed.sim import content, faults
+from onefed.sim import faults
+from onefed.sim.content import Matter
 from onefed.sim.options import LIVENESS_S, Options
 from onefed.sim.violation import Violation
 from onefed.sim.world import Replay, World
@@ -36,12 +36,13 @@ class Outcome:
 def run(
     options: Options,
     *,
+    matter: Matter | None = None,
     rules: Rules | None = None,
     replay: Replay = journal.replay,
     sync: bool = True,
 ) -> Outcome:
     """Let a schedule happen."""
-    world = World(options, rules=rules, replay=replay, sync=sync)
+    world = World(options, matter=matter, rules=rules, replay=replay, sync=sync)
     violation = None
     try:
         faults.arm(world)
@@ -84,30 +85,18 @@ def _finish(world: World) -> None:
 
 
 def _check_bytes(world: World) -> None:
-    """Without faults, no node sends more than the bound."""
+    """Without faults, and where all contribute to all rounds, no node sends more than the bound."""
     options = world.options
-    quiet = not (
-        options.faults
-        or options.loss
-        or options.duplication
-        or options.spike_share
-        or options.straggler_s
-        or options.joiners
-        or options.observers
-        or options.dead
-    )
-    if not quiet:
+    quiet = not (options.faults or options.loss or options.duplication or options.spike_share)
+    entries = list(world.checkers.committed.values())[1:]
+    if not quiet or any(len(entry.contributors) != len(world.hosts) for entry in entries):
         return
     count = options.nodes
     models = (count - 1) if options.whole else 2 * (count - 1) / count
-    bound = models * content.WIDTH * options.rounds * BYTES_SHARE_MAX
-    # Twelve numbers do not divide evenly by five: each part may be one longer.
+    model_bytes = world.checkers.start.size_bytes
+    bound = models * model_bytes * options.rounds * BYTES_SHARE_MAX
+    # A dozen numbers do not divide evenly by five: each part may be one longer.
     bound += 0 if options.whole else 2 * count * options.rounds
     for node, sent in world.checkers.sent_bytes.items():
         if sent > bound:
             raise Violation("bytes bound", f"{node} sent {sent}, the bound is {bound:.0f}")
-
-
-def first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The first that broke a promise."""
-    return next((each for each in outcomes if each.violation is not None), None)

@@ -55,9 +55,8 @@ from onefed.peer.messages import (
 )
 from onefed.peer.safety import Rules
 from onefed.peer.settings import Saved, Settings
-from onefed.sim import content
 from onefed.sim.checkers import Checkers, Trained
-from onefed.sim.content import Content
+from onefed.sim.content import Content, Matter, Numbers
 from onefed.sim.disk import Disk
 from onefed.sim.options import SPIKE_S, Options
 from onefed.sim.violation import Violation
@@ -117,6 +116,7 @@ class World:
         self,
         options: Options,
         *,
+        matter: Matter | None = None,
         rules: Rules | None = None,
         replay: Replay = journal.replay,
         sync: bool = True,
@@ -139,17 +139,19 @@ class World:
         self._order = 0
         count = options.nodes + options.joiners + options.observers
         members = [Member(f"n{place}", f"host-{place}") for place in range(count)]
-        model = content.first_model(options.seed)
+        self.matter = matter or Numbers(options.seed, whole=options.whole)
+        model = self.matter.first()
         start = Entry(
             round_number=0,
-            root=content.digest(model),
-            size_bytes=content.WIDTH,
+            root=self.matter.digest(model),
+            size_bytes=self.matter.size_bytes(model),
             ballot=Ballot(0, 0),
             roster=tuple(members[: options.nodes]),
             contributors=(),
             owners=(),
         )
-        self.checkers = Checkers(start, options.whole)
+        self.checkers = Checkers(start, self.matter)
+        self.checkers.models[start.root] = model
         self.hosts: dict[NodeId, Host] = {}
         for place, member in enumerate(members):
             disk = Disk(journal.header(member.node, "sim", start))
@@ -308,7 +310,7 @@ class World:
             assert bytes_ is not None
             item = message.item
             if isinstance(item, Blob):
-                if content.digest(bytes_) != item.root:
+                if self.matter.digest(bytes_) != item.root:
                     raise Violation("bytes", f"{sender} gave {host.name} another model")
                 host.disk.models[item.root] = bytes_
             else:
@@ -332,7 +334,7 @@ class World:
         if isinstance(message, Data):
             bytes_ = self._bytes(host, message.item)
             account = self.checkers.sent_bytes
-            account[host.name] = account.get(host.name, 0) + len(bytes_)
+            account[host.name] = account.get(host.name, 0) + self.matter.size_bytes(bytes_)
         else:
             self.checkers.on_send(host.name, to, message)
         self.log.append((self.now_s, host.name, action))
@@ -350,7 +352,7 @@ class World:
             case Blob(root):
                 found = host.disk.models.get(root)
             case Slice(_, _, digest, index, count) if digest in host.updates:
-                found = content.part(host.updates[digest], index, count)
+                found = self.matter.part(host.updates[digest], index, count)
             case _:
                 found = host.memory.get(item)
         if found is None:
@@ -368,11 +370,11 @@ class World:
             return
         host.trainings += 1
         salt = host.trainings if self.options.retrain else 0
-        made = content.update(host.name, base, salt)
-        digest = content.digest(made)
+        made, weight = self.matter.train(host.name, base, action.round_number, salt)
+        digest = self.matter.digest(made)
         host.updates[digest] = made
         self.checkers.updates[digest] = Trained(made, action.round_number, action.base)
-        contribution = Contribution(host.name, 1 + host.place, digest, content.WIDTH)
+        contribution = Contribution(host.name, weight, digest, self.matter.size_bytes(made))
         self.step(host, TrainedEvent(action.round_number, action.base, contribution))
 
     def _reduce(self, host: Host, action: Reduce) -> None:
@@ -381,7 +383,8 @@ class World:
             self._bytes(host, Slice(plan.round_number, each.node, each.digest, index, count))
             for each in plan.contributors
         ]
-        made = content.reduce(parts, plan.contributors, whole=self.options.whole)
+        base = self.matter.part(host.disk.models[plan.base], index, count)
+        made = self.matter.reduce(base, parts, plan.contributors)
         delay_s = self.random.uniform(0.0, REDUCE_MAX_S)
         self.after(delay_s, self._reduced, host, host.life, plan, index, made)
 
@@ -391,15 +394,15 @@ class World:
             self.step(host, Reduced(plan.ballot, index))
 
     def _assemble(self, host: Host, action: Assemble) -> None:
-        made = tuple(each for shard in action.shards for each in self._bytes(host, shard))
+        made = self.matter.join([self._bytes(host, shard) for shard in action.shards])
         delay_s = self.random.uniform(0.0, self.options.disk_max_s)
         self.after(delay_s, self._assembled, host, host.life, action.plan, made)
 
     def _assembled(self, host: Host, life: int, plan: Plan, made: Content) -> None:
         if host.life == life and host.machine is not None:
-            root = content.digest(made)
-            host.disk.models[root] = made
-            self.step(host, Assembled(plan, root, len(made)))
+            root = self.matter.digest(made)
+            host.disk.models[root] = self.checkers.models[root] = made
+            self.step(host, Assembled(plan, root, self.matter.size_bytes(made)))
 
     def _install(self, host: Host, action: Install) -> None:
         self.log.append((self.now_s, host.name, action))

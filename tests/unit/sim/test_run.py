@@ -1,0 +1,77 @@
+"""Schedules keep the promises, and a seed is a schedule."""
+
+from __future__ import annotations
+
+import pytest
+
+from onefed.sim import options, report, show
+from onefed.sim.content import WIDTH
+from onefed.sim.mutants import MajorityLessOne
+from onefed.sim.options import Aim, Kind, Options
+from onefed.sim.run import Outcome, run
+
+
+def events(outcome: Outcome) -> list[str]:
+    return [show.line(*each) for each in outcome.world.log]
+
+
+@pytest.mark.parametrize("first", range(0, 120, 20))
+def test_drawn_schedules_keep_the_promises(first: int) -> None:
+    failed = [report.one(seed) for seed in range(first, first + 20)]
+
+    assert [each for each in failed if each.violation] == []
+
+
+@pytest.mark.parametrize("seed", [3, 8, 29])
+def test_a_seed_reproduces_a_run_exactly(seed: int) -> None:
+    first, second = run(options.draw(seed)), run(options.draw(seed))
+
+    assert events(first) == events(second)
+    assert (first.virtual_s, first.events) == (second.virtual_s, second.events)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5, 6])
+def test_bytes_are_those_of_the_bound_when_nothing_goes_wrong(nodes: int) -> None:
+    rounds = 4
+    outcome = run(Options(seed=1, nodes=nodes, rounds=rounds))
+
+    assert outcome.violation is None
+    sent = outcome.world.checkers.sent_bytes
+    assert sum(sent.values()) == 2 * (nodes - 1) * WIDTH * rounds
+
+
+def test_whole_updates_cost_all_but_one_model_each() -> None:
+    outcome = run(Options(seed=1, nodes=4, rounds=2, whole=True))
+
+    assert outcome.violation is None
+    assert set(outcome.world.checkers.sent_bytes.values()) == {3 * WIDTH * 2}
+
+
+def test_half_of_the_seeds_aim() -> None:
+    aimed = [
+        any(fault.aim is not None for fault in options.draw(seed).faults) for seed in range(200)
+    ]
+
+    assert 60 <= sum(aimed) <= 100
+
+
+def test_every_kind_of_fault_is_drawn() -> None:
+    faults = [fault for seed in range(300) for fault in options.draw(seed).faults]
+
+    assert {fault.kind for fault in faults} == set(Kind)
+    assert {fault.aim for fault in faults} == {None, *Aim}
+
+
+def test_a_failure_says_how_to_see_it_again_and_is_made_smaller() -> None:
+    wrong = MajorityLessOne()
+
+    def execute(chosen: Options) -> Outcome:
+        return run(chosen, rules=wrong)
+
+    seed = next(seed for seed in range(50) if execute(options.draw(seed)).violation)
+    smallest = report.smallest(seed, execute)
+
+    assert len(smallest.options.faults) <= len(options.draw(seed).faults)
+    text = report.failure(smallest, lines=10)
+    assert text.startswith(f"seed {seed}: ")
+    assert len(text.splitlines()) >= 11
