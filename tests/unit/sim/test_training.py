@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from onefed import aggregate, arrays
 from onefed.apps.image_classification import task
@@ -13,6 +15,13 @@ from onefed.sim.options import Fault, Kind, Options
 from onefed.sim.run import run
 
 NODES, ROUNDS, SEED = 3, 3, 11
+
+
+@pytest.fixture(autouse=True)
+def may_make_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that Flower has started."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def train(node: str, model: Arrays, round_number: int) -> tuple[Arrays, int]:
