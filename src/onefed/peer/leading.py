@@ -42,7 +42,8 @@ def start(state: State) -> None:
     state.lead = Lead(adopt, holders, round_started_s=state.now_s)
     state.election_at_s = NEVER
     for node in state.voters:
-        state.heard_s[node] = state.now_s  # each has its time to answer
+        if state.heard_s.get(node) != -NEVER:
+            state.heard_s[node] = state.now_s  # each has its time to answer, but for those lost
     state.beat_at_s = state.now_s
     state.notice("leader", f"{state.me} leads term {state.term}")
 

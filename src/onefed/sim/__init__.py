@@ -5,5 +5,6 @@
 * ``faults``: carries out what goes wrong
 * ``checkers``, ``violation``: what must never happen
 * ``run``: one schedule to its end; ``report``: many; ``minimise``; ``show``: events as text
+* ``scenario``: transcripts: commands, and what a group does
 * ``mutants``: seeded bugs that the checkers must see
 """

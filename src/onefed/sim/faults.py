@@ -133,7 +133,7 @@ class _Aimed:
             return False
         self._over = True
         if fault.kind is Kind.CRASH:
-            host.actions_left = 1  # this action is done, the next is not
+            host.actions_left = 0  # this action is done, the next is not
             world.after(fault.for_s, _restart, world, host)
         elif fault.kind is Kind.POWER:
             world.after(0.0, strike, world, fault, host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onefed.peer.interface import (
+    AcceptedRecord,
     Append,
     CommittedRecord,
     Install,
@@ -49,6 +50,8 @@ def describe(what: object) -> str:
             return what
         case Send(to, message):
             return f"-> {to} {say(message)}"
+        case Append(AcceptedRecord(entry)):
+            return f"accepts {_entry(entry)}"
         case Append(CommittedRecord(entry)):
             return f"knows commit {_entry(entry)}"
         case Install(entry):

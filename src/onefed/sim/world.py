@@ -268,6 +268,9 @@ class World:
                     self.crash(host)
                     return
             _PERFORM[type(action)](self, host, action)
+        if host.actions_left == 0:
+            self.crash(host)
+            return
         due_s = host.global_s(machine.due_s)
         if due_s < host.tick_at_s:
             host.tick_at_s = max(due_s, self.now_s)
@@ -322,6 +325,7 @@ class World:
     def _append(self, host: Host, action: Append) -> None:
         record = action.record
         if isinstance(record, AcceptedRecord):
+            self.log.append((self.now_s, host.name, action))
             self.checkers.on_accept(host.name, record.entry)
         host.disk.append(record, sync=action.sync and self.sync)
         if isinstance(record, CommittedRecord):
