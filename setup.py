@@ -21,6 +21,7 @@ setup(
                 "-O3",
                 "-ffp-contract=off",
                 "-fno-trapping-math",
+                "-fno-math-errno",
                 "-Wall",
                 "-Wextra",
             ],

@@ -27,9 +27,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from onefed.aggregate.optimizer import ServerOptimizer, Tile
+from onefed.aggregate import kernels
+from onefed.aggregate.optimizer import ServerOptimizer
 from onefed.aggregate.parameters import parameter
 
 TAU_MAX = 1e6
@@ -37,7 +36,7 @@ TAU_MAX = 1e6
 
 
 class AdaptiveRule(ServerOptimizer):
-    """What the three share: the step, with fields ``eta`` and ``tau`` of the dataclass."""
+    """What the three share: the memory before round 1. A dataclass has the two fields."""
 
     eta: float
     tau: float
@@ -46,23 +45,13 @@ class AdaptiveRule(ServerOptimizer):
         """r = tau, m = 0."""
         return self.tau if slot == "r" else 0.0
 
-    def rate(self, round_number: int) -> float:
-        """eta, whatever the round."""
-        return self.eta
-
-    def _scale(self, m: Tile, v: Tile, scratch: Tile, rate: float, out: Tile) -> None:
-        """out = (rate * m) / (sqrt(v) + tau), and ``v`` becomes its root; ``out`` may be ``m``."""
-        np.sqrt(v, out=v)
-        np.add(v, self.tau, out=scratch)
-        np.multiply(m, rate, out=out)
-        out /= scratch
-
 
 @dataclass(frozen=True)
 class FedAdagrad(AdaptiveRule):
     """Every round counts alike, so that the steps only shrink. beta_1 = 0, as in the paper."""
 
     name: ClassVar[str] = "FedAdagrad"
+    kind: ClassVar[str] = "adagrad"
     slots: ClassVar[tuple[str, ...]] = ("r",)
 
     eta: float = parameter(0.1, above=0.0)
@@ -70,13 +59,9 @@ class FedAdagrad(AdaptiveRule):
     tau: float = parameter(1e-9, above=0.0, at_most=TAU_MAX)
     """How little it adapts, 0 < tau <= ``TAU_MAX``; a large one makes plain steps of eta / tau."""
 
-    def move(self, delta: Tile, memory: tuple[Tile, ...], scratch: Tile, rate: float) -> None:
-        """v' = v + Delta^2."""
-        (v,) = memory
-        v *= v
-        np.square(delta, out=scratch)
-        v += scratch
-        self._scale(delta, v, scratch, rate, out=delta)
+    def numbers(self, round_number: int) -> kernels.StepNumbers:
+        """The same in every round."""
+        return kernels.StepNumbers(self.eta, tau=self.tau)
 
 
 @dataclass(frozen=True)
@@ -89,6 +74,7 @@ class FedAdam(AdaptiveRule):
     """
 
     name: ClassVar[str] = "FedAdam"
+    kind: ClassVar[str] = "adam"
     slots: ClassVar[tuple[str, ...]] = ("m", "r")
 
     eta: float = parameter(0.1, above=0.0)
@@ -102,25 +88,13 @@ class FedAdam(AdaptiveRule):
     bias_correction: bool = parameter(False)
     """Whether the first rounds are corrected for averages that began at 0."""
 
-    def rate(self, round_number: int) -> float:
-        """eta, corrected for the bias of the round where that is asked for."""
-        if not self.bias_correction:
-            return self.eta
-        of_v = math.sqrt(1.0 - self.beta_2**round_number)
-        return self.eta * of_v / (1.0 - self.beta_1**round_number)
-
-    def move(self, delta: Tile, memory: tuple[Tile, ...], scratch: Tile, rate: float) -> None:
-        """v' = beta_2 * v + (1 - beta_2) * Delta^2."""
-        m, v = memory
-        v *= v
-        m *= self.beta_1
-        np.multiply(delta, 1.0 - self.beta_1, out=scratch)
-        m += scratch
-        v *= self.beta_2
-        delta *= delta
-        delta *= 1.0 - self.beta_2
-        v += delta
-        self._scale(m, v, scratch, rate, out=delta)
+    def numbers(self, round_number: int) -> kernels.StepNumbers:
+        """eta is corrected for the bias of the round where that is asked for."""
+        eta = self.eta
+        if self.bias_correction:
+            of_v = math.sqrt(1.0 - self.beta_2**round_number)
+            eta = eta * of_v / (1.0 - self.beta_1**round_number)
+        return kernels.StepNumbers(eta, self.beta_1, self.beta_2, self.tau)
 
 
 @dataclass(frozen=True)
@@ -128,6 +102,7 @@ class FedYogi(AdaptiveRule):
     """v follows Delta^2 by at most (1 - beta_2) * Delta^2 a round: it forgets more slowly."""
 
     name: ClassVar[str] = "FedYogi"
+    kind: ClassVar[str] = "yogi"
     slots: ClassVar[tuple[str, ...]] = ("m", "r")
 
     eta: float = parameter(0.01, above=0.0)
@@ -139,17 +114,6 @@ class FedYogi(AdaptiveRule):
     tau: float = parameter(1e-3, above=0.0, at_most=TAU_MAX)
     """How little it adapts, 0 < tau <= ``TAU_MAX``; a large one makes plain steps of eta / tau."""
 
-    def move(self, delta: Tile, memory: tuple[Tile, ...], scratch: Tile, rate: float) -> None:
-        """v' = v - (1 - beta_2) * Delta^2 * sign(v - Delta^2); it stays 0 or more."""
-        m, v = memory
-        v *= v
-        m *= self.beta_1
-        np.multiply(delta, 1.0 - self.beta_1, out=scratch)
-        m += scratch
-        delta *= delta
-        np.subtract(v, delta, out=scratch)
-        delta *= 1.0 - self.beta_2
-        np.copysign(delta, scratch, out=delta)  # np.sign mispredicts, 5 ns each
-        delta[scratch == 0.0] = 0.0
-        v -= delta
-        self._scale(m, v, scratch, rate, out=delta)
+    def numbers(self, round_number: int) -> kernels.StepNumbers:
+        """The same in every round."""
+        return kernels.StepNumbers(self.eta, self.beta_1, self.beta_2, self.tau)

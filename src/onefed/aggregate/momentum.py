@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from onefed.aggregate.optimizer import ServerOptimizer, Tile
+from onefed.aggregate import kernels
+from onefed.aggregate.optimizer import ServerOptimizer
 from onefed.aggregate.parameters import parameter
 
 
@@ -26,6 +25,7 @@ class FedAvgM(ServerOptimizer):
     """
 
     name: ClassVar[str] = "FedAvgM"
+    kind: ClassVar[str] = "momentum"
     slots: ClassVar[tuple[str, ...]] = ("m",)
 
     server_learning_rate: float = parameter(1.0, above=0.0)
@@ -33,13 +33,6 @@ class FedAvgM(ServerOptimizer):
     server_momentum: float = parameter(0.9, at_least=0.0, below=1.0)
     """beta, from 0 to below 1."""
 
-    def rate(self, round_number: int) -> float:
-        """eta, whatever the round."""
-        return self.server_learning_rate
-
-    def move(self, delta: Tile, memory: tuple[Tile, ...], scratch: Tile, rate: float) -> None:
-        """m' = (beta * m) + Delta; the move is eta * m'."""
-        (m,) = memory
-        m *= self.server_momentum
-        m += delta
-        np.multiply(m, rate, out=delta)
+    def numbers(self, round_number: int) -> kernels.StepNumbers:
+        """The same in every round."""
+        return kernels.StepNumbers(self.server_learning_rate, self.server_momentum)

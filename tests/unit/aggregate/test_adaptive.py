@@ -23,9 +23,9 @@ from onefed.aggregate import (
     FedAvgM,
     FedYogi,
     Update,
-    optimizer,
 )
 from onefed.aggregate.check import MAGNITUDE_MAX
+from onefed.aggregate.kernels import steps
 from onefed.arrays import Arrays
 
 QUICK = settings(max_examples=30, deadline=None)
@@ -197,10 +197,10 @@ def test_momentum_adds_up(updates_of: UpdatesOf) -> None:
 
 def test_bias_correction_follows_the_number_of_the_round() -> None:
     plain, corrected = FedAdam(), FedAdam(bias_correction=True)
-    assert [plain.rate(number) for number in (1, 2, 1000)] == [0.1, 0.1, 0.1]
-    assert corrected.rate(1) == pytest.approx(0.1 * math.sqrt(0.01) / 0.1)
-    assert corrected.rate(2) == pytest.approx(0.1 * math.sqrt(1 - 0.99**2) / (1 - 0.9**2))
-    assert corrected.rate(10_000) == pytest.approx(0.1)
+    assert [plain.numbers(number).rate for number in (1, 2, 1000)] == [0.1, 0.1, 0.1]
+    assert corrected.numbers(1).rate == pytest.approx(0.1 * math.sqrt(0.01) / 0.1)
+    assert corrected.numbers(2).rate == pytest.approx(0.1 * math.sqrt(1 - 0.99**2) / (1 - 0.9**2))
+    assert corrected.numbers(10_000).rate == pytest.approx(0.1)
 
 
 @EVERY
@@ -228,8 +228,8 @@ def test_names_of_arrays_may_look_like_those_of_the_state() -> None:
 
 @EVERY
 def test_tiles_do_not_show(rule: Any) -> None:
-    size = 2 * optimizer.TILE_ELEMENTS + 3
-    edges = [0, optimizer.TILE_ELEMENTS - 1, optimizer.TILE_ELEMENTS, size - 1]
+    size = 2 * steps.TILE_ELEMENTS + 3
+    edges = [0, steps.TILE_ELEMENTS - 1, steps.TILE_ELEMENTS, size - 1]
     rng = np.random.default_rng(29)
     model = {"w": rng.standard_normal(size).astype(np.float32)}
     updates = [

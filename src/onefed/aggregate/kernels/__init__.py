@@ -1,6 +1,6 @@
-"""Kernels under the rules: means, order statistics and inner products over the clients' columns.
+"""Kernels under the rules: means, order statistics, inner products, steps of server optimizers.
 
-* ``reference``: every kernel in plain numpy: what each does, the oracle and the fallback
+* ``reference``, ``steps``: every kernel in plain numpy: what each does, oracle and fallback
 * ``native``: the same compiled, from the sources in ``c/``, in threads
 * ``selection``: which of the two this process uses; ``choice``: what the environment asks for
 * ``network``: sorting networks; ``pool``: threads; ``checks``: what the arguments must be
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from onefed.aggregate.kernels.choice import KernelsError
 from onefed.aggregate.kernels.reference import Column
 from onefed.aggregate.kernels.selection import selected
+from onefed.aggregate.kernels.steps import Numbers as StepNumbers
 
 __all__ = [
     "NATIVE",
     "KernelsError",
+    "StepNumbers",
+    "advance",
     "describe",
     "divide",
     "fold",
@@ -81,6 +84,25 @@ def gram(
 ) -> NDArray[np.float64]:
     """Inner products of the columns less ``centre``: shape (clients, clients), symmetric."""
     return selected().kernels.gram(columns, centre, threads=threads)
+
+
+def advance(
+    kind: str,
+    numbers: StepNumbers,
+    old: Column,
+    model: Column,
+    before: Sequence[Column],
+    after: Sequence[Column],
+    *,
+    threads: int | None = None,
+) -> bool:
+    """Make the step ``kind`` of a server optimizer; False once a result is not finite.
+
+    ``model`` holds the mean of the updates and becomes the next model; the memories in ``before``
+    are read, in any layout, and those in ``after`` written.
+    """
+    use = selected().kernels
+    return use.advance(kind, numbers, old, model, before, after, threads=threads)
 
 
 def __getattr__(name: str) -> bool:

@@ -18,3 +18,12 @@ def middle_mean(
     kind: int, columns: tuple[Buffer, ...], network: Buffer, keep: int, out: Buffer, /
 ) -> None: ...
 def gram(kind: int, columns: tuple[Buffer, ...], centre: Buffer, out: Buffer, /) -> None: ...
+def advance(
+    kind: int,
+    step: int,
+    numbers: Buffer,
+    old: Buffer,
+    model: Buffer,
+    memories: tuple[Buffer, ...],
+    /,
+) -> bool: ...

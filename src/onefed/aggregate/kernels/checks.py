@@ -70,6 +70,26 @@ def kept(given: Sequence[NDArray[Any]], keep: int) -> None:
     _require(1 <= keep <= len(given), "the number of kept values is out of range")
 
 
+def advance(
+    memories: int,
+    old: NDArray[Any],
+    model: NDArray[Any],
+    before: Sequence[NDArray[Any]],
+    after: Sequence[NDArray[Any]],
+) -> None:
+    """Demand so many memories, of the size of ``old`` and the type that its dtype is stored in."""
+    result([old], model)
+    _require(len(before) == len(after) == memories, "the number of memories is wrong")
+    dtype = np.dtype(np.float64 if old.dtype == np.float64 else np.float32)
+    for index, (read, written) in enumerate(zip(before, after, strict=True)):
+        _require(read.dtype == written.dtype == dtype, "a memory has the wrong dtype")
+        _require(read.shape == written.shape == old.shape, "the arrays have different sizes")
+        _contiguous(written)
+        _require(written.flags.writeable, "the result cannot be written")
+        for other in (old, model, *before, *after[:index]):
+            _apart(other, written)
+
+
 def threads(given: int | None, default: int) -> int:
     """How many threads: those given, else the default."""
     count = default if given is None else given

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onefed.aggregate.kernels import _native, checks, network, pool, reference
+from onefed.aggregate.kernels import _native, checks, network, pool, reference, steps
 from onefed.aggregate.kernels.reference import SUPERBLOCK, Column
 
 COMPILED = (np.dtype(np.float32), np.dtype(np.float64))
@@ -153,6 +153,39 @@ class Native:
         for sums in pool.each(superblock, starts, checks.threads(threads, self.threads_default)):
             upper += sums
         return reference.mirrored(upper.reshape(count, count))
+
+    def advance(
+        self,
+        kind: str,
+        numbers: steps.Numbers,
+        old: Column,
+        model: Column,
+        before: Sequence[Column],
+        after: Sequence[Column],
+        *,
+        threads: int | None = None,
+    ) -> bool:
+        """As ``reference.advance``."""
+        if old.dtype not in COMPILED:
+            return reference.advance(kind, numbers, old, model, before, after)
+        memories = steps.MEMORIES[kind]
+        checks.advance(memories, old, model, before, after)
+        index, packed = steps.KINDS.index(kind), numbers.packed()
+
+        def work(piece: slice) -> bool:
+            finite = True
+            for start in range(piece.start, piece.stop, steps.TILE_ELEMENTS):
+                tile = slice(start, min(start + steps.TILE_ELEMENTS, piece.stop))
+                for source, target in zip(before, after, strict=True):
+                    target[tile] = source[tile]  # advanced in place, while it is in the cache
+                memory = _cut(after, tile)
+                done = _native.advance(self._kind, index, packed, old[tile], model[tile], memory)
+                finite = finite and done
+            return finite
+
+        count = checks.threads(threads, self.threads_default)
+        pieces = pool.pieces(old.size, 2 + 2 * memories, count)
+        return all(list(pool.each(work, pieces, count)))
 
     def _run(
         self, work: Callable[[slice], None], size: int, columns: int, threads: int | None

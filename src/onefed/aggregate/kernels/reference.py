@@ -1,4 +1,4 @@
-"""Every kernel in plain numpy: the oracle of the compiled ones, and what runs without them.
+"""Every kernel in plain numpy (``advance`` is in ``steps``): the oracle of the compiled ones, and what runs without them.
 
 The order of operations is in docs/numerics.md; here it can be read off. Columns are 1-D arrays of
 one float dtype and size, one per client in client order, all finite. Work goes by tiles over all
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onefed import arrays
 from onefed.aggregate.kernels import checks, network
+from onefed.aggregate.kernels.steps import advance as advance
 
 LANES = 4
 """Partial sums of a block of the Gram matrix."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onefed.aggregate.kernels import choice, reference
+from onefed.aggregate.kernels import choice, reference, steps
 from onefed.aggregate.kernels.reference import Column
 
 
@@ -61,6 +61,18 @@ class Kernels(Protocol):
     def gram(
         self, columns: Sequence[Column], centre: Column, *, threads: int | None = None
     ) -> NDArray[np.float64]: ...
+
+    def advance(
+        self,
+        kind: str,
+        numbers: steps.Numbers,
+        old: Column,
+        model: Column,
+        before: Sequence[Column],
+        after: Sequence[Column],
+        *,
+        threads: int | None = None,
+    ) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

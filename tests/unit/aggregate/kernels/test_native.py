@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onefed.aggregate.kernels import reference
+from onefed.aggregate.kernels import reference, steps
 from onefed.aggregate.kernels.selection import Kernels
 from onefed.arrays import dtype_of
 
@@ -112,6 +112,79 @@ def test_gram(
     assert got.tobytes() == reference.gram(columns, centre).tobytes()
     assert got.shape == (clients, clients)
     assert got.tobytes() == got.T.tobytes()
+
+
+NUMBERS = st.builds(
+    steps.Numbers,
+    rate=st.sampled_from([0.1, 1.0, 3.7]),
+    beta_1=st.sampled_from([0.0, 0.3, 0.9]),
+    beta_2=st.sampled_from([0.0, 0.5, 0.99]),
+    tau=st.sampled_from([1e-9, 1e-3, 2.0]),
+)
+
+
+@QUICK
+@given(st.sampled_from(steps.KINDS), NUMBERS, DTYPES, SIZES, SEEDS, st.booleans())
+def test_steps_of_server_optimizers(
+    native: Kernels,
+    columns_of: Make,
+    kind: str,
+    numbers: steps.Numbers,
+    dtype: str,
+    size: int,
+    seed: int,
+    spread: bool,
+) -> None:
+    """Memories of many layouts, one of them a single element that is seen everywhere."""
+    old, mean = columns_of(dtype, 2, size, seed, power=10)
+    wide = "float64" if dtype == "float64" else "float32"
+    memories = [np.abs(each) for each in columns_of(wide, 2, size, seed + 1, power=10)]
+    before = [
+        np.broadcast_to(np.array(0.5, wide), (size,)) if spread else np.repeat(each, 3)[::3]
+        for each in memories[: steps.MEMORIES[kind]]
+    ]
+    results = []
+    for kernels in (native, reference):
+        model, after = mean.copy(), [np.empty(size, wide) for _ in before]
+        finite = kernels.advance(kind, numbers, old, model, before, after)
+        results.append([each.tobytes() for each in (model, *after)] if finite else None)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", steps.KINDS)
+def test_a_step_says_when_it_leaves_the_type(native: Kernels, kind: str, dtype: str) -> None:
+    """One element of the last tile is too large, of the model or of the memory."""
+    size = steps.TILE_ELEMENTS + 5
+    largest = np.finfo(dtype).max
+    for rate, value in ((4.0, largest / 2), (1.0, np.inf)):
+        old, model = np.zeros((2, size), dtype)
+        model[-1] = value
+        before = [np.full(size, 1e-3, dtype) for _ in range(steps.MEMORIES[kind])]
+        if kind != "momentum" and dtype == "float32" and value < np.inf:
+            model[-1], old[-1] = largest, largest  # the step itself is tame
+            before[-1][-1] = np.inf
+        after = [np.empty_like(each) for each in before]
+        for kernels in (native, reference):
+            made = model.copy()
+            numbers = steps.Numbers(rate, 0.9, 0.9, 1e-3)
+            assert not kernels.advance(kind, numbers, old, made, before, after)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", steps.KINDS)
+def test_steps_of_sizes_that_are_split(
+    native: Kernels, columns_of: Make, kind: str, dtype: str
+) -> None:
+    size = 5 * steps.TILE_ELEMENTS + 77
+    old, mean, *before = columns_of(dtype, 2 + steps.MEMORIES[kind], size, 23, power=10)
+    before = [np.abs(each) for each in before]
+    results = []
+    for kernels in (native, reference):
+        model, after = mean.copy(), [np.empty_like(each) for each in before]
+        assert kernels.advance(kind, steps.Numbers(0.1, 0.9, 0.99, 1e-9), old, model, before, after)
+        results.append([each.tobytes() for each in (model, *after)])
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

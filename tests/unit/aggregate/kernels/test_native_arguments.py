@@ -85,6 +85,23 @@ WRONG: list[tuple[str, tuple[Any, ...]]] = [
     ("gram", (0, (WIDE, np.ones(8)), np.ones(8), WIDE[:4])),
     ("gram", (0, (np.ones(8), np.ones(8)), WIDE, WIDE[:4])),
     ("gram", (0, (floats(65_537),), floats(65_537), np.zeros(1))),
+    ("advance", (0, 4, np.ones(4), A, floats(), (floats(), floats()))),
+    ("advance", (0, -1, np.ones(4), A, floats(), (floats(), floats()))),
+    ("advance", (9, 2, np.ones(4), A, floats(), (floats(), floats()))),
+    ("advance", (0, 2, np.ones(3), A, floats(), (floats(), floats()))),
+    ("advance", (0, 2, floats(4), A, floats(), (floats(), floats()))),
+    ("advance", (0, 2, np.ones(4), A, floats(), (floats(),))),
+    ("advance", (0, 0, np.ones(4), A, floats(), (floats(), floats()))),
+    ("advance", (0, 1, np.ones(4), A, floats(), floats())),
+    ("advance", (0, 2, np.ones(4), A, floats(), (floats(), np.ones(8)))),
+    ("advance", (0, 2, np.ones(4), A, floats(), (floats(), floats(9)))),
+    ("advance", (0, 2, np.ones(4), A, floats(7), (floats(), floats()))),
+    ("advance", (0, 2, np.ones(4), A, floats(), (floats(), READ_ONLY))),
+    ("advance", (0, 2, np.ones(4), A, READ_ONLY, (floats(), floats()))),
+    ("advance", (0, 2, np.ones(4), A, A, (floats(), floats()))),
+    ("advance", (0, 2, np.ones(4), A, floats(), (B, B))),
+    ("advance", (0, 1, np.ones(4), A, floats(), (A,))),
+    ("advance", (0, 1, WIDE[:4], A, floats(), (WIDE.view(np.float32)[:8],))),
 ]
 
 

@@ -14,10 +14,11 @@
 #include "means.h"
 #include "ranks.h"
 #include "gram.h"
+#include "steps.h"
 
 const kernels NAME(kernels) = {
     NAME(weighted_mean), NAME(fold),        NAME(divide),
-    NAME(sorted_mean),   NAME(middle_mean), NAME(gram),
+    NAME(sorted_mean),   NAME(middle_mean), NAME(gram), NAME(advance),
 };
 
 #undef REAL

@@ -1,7 +1,7 @@
 /* The compiled kernels: what each takes, and how much scratch memory it wants.
  *
  * The order of operations of every kernel is in docs/numerics.md; ../reference.py is its oracle.
- * One source makes all of them: means.h, ranks.h and gram.h are written for an element type REAL
+ * One source makes all of them: means.h, ranks.h, gram.h and steps.h are written for an element type REAL
  * and an instruction set TARGET, and instance.h includes them for each pair. No variant may differ
  * from another in a single bit, so the build neither fuses nor reorders floating-point operations
  * (-ffp-contract=off, no -ffast-math).
@@ -23,6 +23,14 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define CACHE_LINE 64u /* bytes; also the alignment of scratch memory */
 
+/* Steps of the server optimizers, and their memories: m, r, or both. */
+enum { STEP_MOMENTUM, STEP_ADAGRAD, STEP_ADAM, STEP_YOGI, STEP_KINDS };
+typedef struct {
+    double rate, beta_1, beta_2, tau;
+} step_numbers;
+static inline int step_has_m(size_t kind) { return kind != STEP_ADAGRAD; }
+static inline int step_has_r(size_t kind) { return kind != STEP_MOMENTUM; }
+
 typedef struct {
     /* out = sum of weights[k] * columns[k] over the clients, / divisor */
     void (*weighted_mean)(const void *const *columns, const double *weights, size_t clients,
@@ -43,6 +51,10 @@ typedef struct {
      * stay as they are. At most one superblock. */
     void (*gram)(const void *const *columns, const void *centre, size_t clients, size_t size,
                  double *out, void *scratch);
+    /* model, the mean of the updates, becomes the next model; m and r advance, or are NULL.
+     * Whether all that was stored is finite. */
+    int (*advance)(int kind, const step_numbers *numbers, const void *old, void *model, void *m,
+                   void *r, size_t size);
 } kernels;
 
 extern const kernels baseline_float_kernels, baseline_double_kernels;

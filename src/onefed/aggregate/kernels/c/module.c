@@ -332,6 +332,43 @@ static PyObject *gram(PyObject *Py_UNUSED(module), PyObject *const *given, Py_ss
     return done(&held);
 }
 
+/* advance(set, kind, numbers, old, model, memories) -> whether every result is finite. The numbers
+ * are rate, beta_1, beta_2 and tau; the memories are those that the kind has, m first. */
+static PyObject *advance(PyObject *Py_UNUSED(module), PyObject *const *given, Py_ssize_t count) {
+    arguments held = {0};
+    size_t kind;
+    int finite = 0;
+    if (!count_is(count, 6) || !begin(&held, 5) || !between(given[1], 0, STEP_KINDS - 1, &kind))
+        return done(&held);
+    const Py_buffer *old = hold(&held, given[3], 0, 0);
+    const kernels *use = old ? chosen(given[0], old) : NULL;
+    const Py_buffer *numbers = use ? hold(&held, given[2], 'd', 0) : NULL;
+    const Py_buffer *model = numbers ? hold(&held, given[4], old->format[0], 1) : NULL;
+    if (!model) return done(&held);
+    Py_ssize_t memories = PyTuple_Check(given[5]) ? PyTuple_Size(given[5]) : 0;
+    if (memories != step_has_m(kind) + step_has_r(kind)) invalid("wrong number of memories");
+    for (Py_ssize_t k = 0; k < memories && !PyErr_Occurred(); k++)
+        if (hold(&held, PyTuple_GetItem(given[5], k), old->format[0], 1))
+            held.columns[k] = held.views[held.count - 1].buf;
+    if (!PyErr_Occurred() && elements(numbers) != sizeof(step_numbers) / sizeof(double))
+        invalid("wrong number of numbers");
+    /* The model and the memories, views 2 and up, are written: none may overlap any other. */
+    for (Py_ssize_t k = 2; k < held.count && !PyErr_Occurred(); k++) {
+        if (held.views[k].len != old->len) invalid("the arrays have different sizes");
+        for (Py_ssize_t other = 0; other < k && !PyErr_Occurred(); other++)
+            apart(&held.views[other], &held.views[k]);
+    }
+    if (!PyErr_Occurred()) {
+        void *m = step_has_m(kind) ? (void *)held.columns[0] : NULL;
+        void *r = step_has_r(kind) ? (void *)held.columns[memories - 1] : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        finite = use->advance((int)kind, numbers->buf, old->buf, model->buf, m, r, elements(old));
+        Py_END_ALLOW_THREADS
+    }
+    end(&held);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(finite);
+}
+
 /* instruction_sets() -> names of those that this processor has, the widest last */
 static PyObject *names(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(nothing)) {
     long count = instruction_set_count();
@@ -355,6 +392,7 @@ static PyMethodDef methods[] = {
     FAST(sorted_mean),
     FAST(middle_mean),
     FAST(gram),
+    FAST(advance),
     {"instruction_sets", names, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
