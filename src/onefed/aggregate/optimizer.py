@@ -94,4 +94,3 @@ def _key(slot: str, key: str) -> str:
 
 def _memory_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-

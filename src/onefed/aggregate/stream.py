@@ -54,12 +54,15 @@ class MeanFold:
             base.client_order(self._last) < base.client_order(update.client)
         ), f"{update.client!r} does not follow {self._last!r} in order"
         self._last = update.client
+        totals, columns = [], []
         for key, total in self._sums.items():
             column = base.flat(update.arrays[key])
             if isinstance(total, ExactSum):
                 total.add(column, update.weight)
             elif column.size:
-                kernels.fold(total, column, update.weight)
+                totals.append(total)
+                columns.append(column)
+        kernels.fold(totals, columns, update.weight)
         self._weight_sum += update.weight
         self._count += 1
 

@@ -52,10 +52,14 @@ def weighted_mean(
 
 
 def fold(
-    total: NDArray[np.float64], column: Column, weight: int, *, threads: int | None = None
+    totals: Sequence[NDArray[np.float64]],
+    columns: Sequence[Column],
+    weight: int,
+    *,
+    threads: int | None = None,
 ) -> None:
-    """Add ``weight`` times ``column`` to ``total``: one step of the weighted mean."""
-    selected().kernels.fold(total, column, weight, threads=threads)
+    """Add ``weight`` times each column to its total: one step of the weighted mean."""
+    selected().kernels.fold(totals, columns, weight, threads=threads)
 
 
 def divide(

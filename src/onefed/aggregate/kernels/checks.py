@@ -43,6 +43,16 @@ def weights(given: Sequence[NDArray[Any]], of_columns: Sequence[int]) -> None:
     _require(all(1 <= weight <= WEIGHT_MAX for weight in of_columns), "a weight is out of range")
 
 
+def folds(
+    totals: Sequence[NDArray[np.float64]], columns: Sequence[NDArray[Any]], weight: int
+) -> None:
+    """Demand a total for each column, of its size and without shared memory, and a weight."""
+    _require(len(totals) == len(columns), "there is not one total for each column")
+    weights(columns[:1], [weight] * len(columns[:1]))
+    for total, column in zip(totals, columns, strict=True):
+        fold(total, column)
+
+
 def fold(total: NDArray[np.float64], column: NDArray[Any]) -> None:
     """Demand a total of the size of ``column``, and no memory shared with it."""
     _vector(total)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from onefed.aggregate.kernels import _native, checks, network, pool, reference, steps
 from onefed.aggregate.kernels.reference import SUPERBLOCK, Column
 
+FOLD_COLUMNS = 5
+"""A step of ``fold`` moves as much memory as that of so many float32 columns."""
 COMPILED = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -53,23 +55,31 @@ class Native:
 
     def fold(
         self,
-        total: NDArray[np.float64],
-        column: Column,
+        totals: Sequence[NDArray[np.float64]],
+        columns: Sequence[Column],
         weight: int,
         *,
         threads: int | None = None,
     ) -> None:
         """As ``reference.fold``."""
-        if column.dtype not in COMPILED:
-            reference.fold(total, column, weight)
-            return
-        checks.fold(total, column)
-        checks.weights([column], [weight])
+        checks.folds(totals, columns, weight)
+        count = checks.threads(threads, self.threads_default)
+        among = sum(column.size for column in columns)
 
-        def work(piece: slice) -> None:
-            _native.fold(self._kind, total[piece], column[piece], float(weight))
+        def work(job: tuple[NDArray[np.float64], Column, slice]) -> None:
+            total, column, piece = job
+            if column.dtype in COMPILED:
+                _native.fold(self._kind, total[piece], column[piece], float(weight))
+            else:
+                reference.fold([total[piece]], [column[piece]], weight)
 
-        self._run(work, total.size, 1, threads)
+        jobs = [
+            (total, column, piece)
+            for total, column in zip(totals, columns, strict=True)
+            for piece in pool.pieces(total.size, FOLD_COLUMNS, count, among)
+        ]
+        for _ in pool.each(work, jobs, count):
+            pass
 
     def divide(
         self,

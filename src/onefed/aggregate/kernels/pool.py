@@ -26,13 +26,17 @@ _lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
-def pieces(size: int, columns: int, threads: int) -> Sequence[slice]:
-    """Split ``size`` coordinates of ``columns`` columns for so many threads."""
-    if threads == 1 or size * columns < 2 * PIECE_MIN:
+def pieces(size: int, columns: int, threads: int, among: int = 0) -> Sequence[slice]:
+    """Split ``size`` coordinates of ``columns`` columns for so many threads.
+
+    Where several arrays are one piece of work, ``among`` is the size of them all.
+    """
+    among = max(among, size)
+    if threads == 1 or among * columns < 2 * PIECE_MIN:
         return [slice(0, size)]
-    step = max(-(-size // (threads * PIECES_PER_THREAD)), -(-PIECE_MIN // columns))
+    step = max(-(-among // (threads * PIECES_PER_THREAD)), -(-PIECE_MIN // columns))
     step = -(-step // ALIGNED) * ALIGNED
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+    return [slice(start, min(start + step, size)) for start in range(0, max(size, 1), step)]
 
 
 def each(

@@ -1,6 +1,8 @@
-"""Every kernel in plain numpy (``advance`` is in ``steps``): the oracle of the compiled ones, and what runs without them.
+"""Every kernel in plain numpy: the oracle of the compiled ones, and what runs without them.
 
-The order of operations is in docs/numerics.md; here it can be read off. Columns are 1-D arrays of
+
+The order of operations is in docs/numerics.md; here it can be read off (``advance``: in ``steps``).
+Columns are 1-D arrays of
 one float dtype and size, one per client in client order, all finite. Work goes by tiles over all
 clients, which stay in the cache; tiles do not show in the bits. ``threads`` is accepted and
 ignored: numpy in a pool of threads is no faster.
@@ -50,13 +52,17 @@ def weighted_mean(
 
 
 def fold(
-    total: NDArray[np.float64], column: Column, weight: int, *, threads: int | None = None
+    totals: Sequence[NDArray[np.float64]],
+    columns: Sequence[Column],
+    weight: int,
+    *,
+    threads: int | None = None,
 ) -> None:
-    """Add ``weight`` times ``column`` to ``total``, in place."""
-    checks.fold(total, column)
-    checks.weights([column], [weight])
-    for tile in _tiles(total.size, 3):
-        total[tile] += _float64(column[tile]) * weight
+    """Add ``weight`` times each column to its total, in place."""
+    checks.folds(totals, columns, weight)
+    for total, column in zip(totals, columns, strict=True):
+        for tile in _tiles(total.size, 3):
+            total[tile] += _float64(column[tile]) * weight
 
 
 def divide(

@@ -28,8 +28,8 @@ class Kernels(Protocol):
 
     def fold(
         self,
-        total: NDArray[np.float64],
-        column: Column,
+        totals: Sequence[NDArray[np.float64]],
+        columns: Sequence[Column],
         weight: int,
         *,
         threads: int | None = None,

@@ -56,8 +56,21 @@ def test_weighted_mean(
 def folded(kernels: Kernels, columns: Columns, weights: list[int], out: NDArray[Any]) -> None:
     total = np.zeros(out.size)
     for column, weight in zip(columns, weights, strict=True):
-        kernels.fold(total, column, weight)
+        kernels.fold([total], [column], weight)
     kernels.divide(total, sum(weights), out)
+
+
+def test_many_arrays_are_folded_as_one_piece_of_work(native: Kernels, columns_of: Make) -> None:
+    sizes = [300_000, 5, 1, 120_000, 0]
+    dtypes = ["float32", "float64", "float16", "bfloat16", "float32"]
+    columns = [columns_of(d, 1, size, 29)[0] for d, size in zip(dtypes, sizes, strict=True)]
+    results = []
+    for kernels in (native, reference):
+        totals = [np.full(size, 0.1) for size in sizes]
+        kernels.fold(totals, columns, 7)
+        kernels.fold(totals[::-1], columns[::-1], 2**29 - 1)
+        results.append([total.tobytes() for total in totals])
+    assert results[0] == results[1]
 
 
 @QUICK

@@ -22,6 +22,12 @@ def test_pieces_cover_every_coordinate_once(size: int, columns: int, threads: in
     assert len(pieces) <= threads * pool.PIECES_PER_THREAD
 
 
+def test_a_small_array_among_others_stays_whole() -> None:
+    """One of sixteen layers: to hand out its parts would cost more than they are worth."""
+    assert pool.pieces(333_333, 5, 2, among=10_000_000) == [slice(0, 333_333)]
+    assert len(pool.pieces(5_000_000, 5, 2, among=10_000_000)) == 4
+
+
 def test_small_work_stays_in_one_piece() -> None:
     assert pool.pieces(10_000, 20, 8) == [slice(0, 10_000)]
     assert len(pool.pieces(10_000_000, 20, 2)) == 8

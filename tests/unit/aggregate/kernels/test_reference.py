@@ -66,7 +66,7 @@ def test_folding_in_client_order_gives_the_bits_of_the_weighted_mean(
     reference.weighted_mean(columns, weights, once)
     total = np.zeros(SIZE)
     for column, weight in zip(columns, weights, strict=True):
-        reference.fold(total, column, weight)
+        reference.fold([total], [column], weight)
     reference.divide(total, sum(weights), folded)
     assert folded.tobytes() == once.tobytes()
 
@@ -210,8 +210,10 @@ def test_the_order_of_clients_shows_in_no_order_statistic(columns_of: Make) -> N
         lambda a, b, out: reference.weighted_mean([a, b.astype(np.float64)], [1, 1], out),
         lambda a, b, out: reference.weighted_mean([a, b[::2]], [1, 1], out[:5]),
         lambda a, b, out: reference.weighted_mean([a.view(np.int32)], [1], out.view(np.int32)),
-        lambda a, b, out: reference.fold(out, a, 1),
-        lambda a, b, out: reference.fold(np.zeros(9), a, 1),
+        lambda a, b, out: reference.fold([out], [a], 1),
+        lambda a, b, out: reference.fold([np.zeros(9)], [a], 1),
+        lambda a, b, out: reference.fold([np.zeros(10)], [a, b], 1),
+        lambda a, b, out: reference.fold([np.zeros(10)], [a], 0),
         lambda a, b, out: reference.divide(np.zeros(10), 0, out),
         lambda a, b, out: reference.sorted_mean([a, b], 1, 1, out),
         lambda a, b, out: reference.sorted_mean([a, b], 0, 3, out),
