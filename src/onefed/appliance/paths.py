@@ -100,6 +100,11 @@ class Paths:
         return self.state / "recovery"
 
     @property
+    def requests(self) -> Path:
+        """Where people ask a running supervisor for something (``flower.mailbox``); 0700."""
+        return self.state / "requests"
+
+    @property
     def stop_request(self) -> Path:
         """While this file exists, the run ends after the round in flight is saved."""
         return self.state / "stop-requested"

@@ -99,12 +99,22 @@ def _environment(link: SuperLink) -> Outcome:
         "state_file": str(paths.state / "supervisor.json"),
         "stop_request": str(paths.stop_request),
         "run_log": str(paths.logs / "serverapp.log"),
+        "node_keys": list(chosen.node_keys),
+        # Relative to the folder that programs run in: a socket's path is short.
+        "enrolment_socket": (
+            str(enrolment_socket(paths).relative_to(paths.root)) if chosen.gateway else None
+        ),
     }
     text = json.dumps(document, indent=1).encode()
     if not made and paths.supervisor.exists() and paths.supervisor.read_bytes() == text:
         return unchanged("what the supervisor is told is the same")
     files.write_bytes(paths.supervisor, text, mode=0o600)
     return done("run_config and the supervisor's instructions written")
+
+
+def enrolment_socket(paths: Paths) -> Path:
+    """Where the supervisor answers nodes that show a token."""
+    return paths.gateway / ENROLMENT_SOCKET
 
 
 def _keys_set(link: SuperLink) -> list[str]:
@@ -198,7 +208,7 @@ def gateway_of(chosen: context.SuperLinkSettings, paths: Paths) -> gateway.Gatew
         tls=tls,
         folder=paths.gateway,
         access_log=paths.logs / "gateway-access.log",
-        enrolment_socket=str((paths.gateway / ENROLMENT_SOCKET).relative_to(paths.root)),
+        enrolment_socket=str(enrolment_socket(paths).relative_to(paths.root)),
         connections_per_address=chosen.gateway_connections,
         requests_per_s=chosen.gateway_rate,
         # A federation's folder on a laptop is closed to everybody else, and nginx started by root

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import discovery, machine, programs
+from onefed.appliance import discovery, enrolment, machine, programs
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
@@ -27,6 +27,9 @@ REGISTERED = "FL_NODE_REGISTERED"
 RUNNING_POLL_S = 0.2
 RUNNING_LIMIT_S = 60.0
 """A container that is not running by then has failed, too."""
+
+REFUSED = "REFUSED"
+"""There, when the operator has revoked the node."""
 
 UNREADABLE_SHOWN_MAX = 5
 
@@ -157,6 +160,8 @@ def _identity(node: SuperNode) -> Outcome:
     edge, key = node.edge, node.identity
     if not node.tls:
         return skipped("node keys need TLS")
+    if node.chosen.enrolment_token is not None:
+        return _enrol(node, node.chosen.enrolment_token, key)
     if edge.gate is None:
         return skipped(f"no OneGate: register on the coordinator {key.public_key.decode()}")
     partition_id = _partition_id(edge.facts["node_config"])
@@ -180,6 +185,24 @@ def _identity(node: SuperNode) -> Outcome:
             )
         edge.sleep(REGISTRATION_POLL_S)
     return done(f"key {key.fingerprint[:16]} is registered")
+
+
+def _enrol(node: SuperNode, token: str, key: node_keys.NodeKey) -> Outcome:
+    """Show the token once; a key that was taken stays so, and the token is used up."""
+    edge = node.edge
+    if edge.facts.get("enrolled") == key.fingerprint:
+        return unchanged(f"key {key.fingerprint[:16]} was enrolled")
+    ca_certificate = edge.paths.certificates / material.CA_CERTIFICATE
+    enrolment.enrol(
+        edge.facts["endpoint"],
+        ca_certificate,
+        token,
+        key.public_key,
+        clock=edge.clock,
+        sleep=edge.sleep,
+    )
+    machine.save_facts(edge, enrolled=key.fingerprint)
+    return done(f"key {key.fingerprint[:16]} is enrolled")
 
 
 def _version(node: SuperNode) -> Outcome:
@@ -375,7 +398,13 @@ def _partition_id(node_config: str) -> str | None:
 
 def _registered(gate: onegate.OneGate, fingerprint: str) -> bool:
     try:
-        return gate.vm().attributes.get(REGISTERED) == fingerprint
+        said = gate.vm().attributes.get(REGISTERED)
+        if said == REFUSED:
+            raise RegistrationError(
+                "The coordinator's operator has revoked this node.",
+                hint="On the coordinator: onefed nodes replace takes its new key.",
+            )
+        return said == fingerprint
     except onegate.NotAuthorizedError:
         raise
     except onegate.OneGateError:

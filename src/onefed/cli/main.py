@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from onefed import context as variables
-from onefed.cli import appliance, checkpoint, completion, doctor, look, peer, start
+from onefed.cli import appliance, checkpoint, completion, doctor, look, nodes, peer, runs, start
 from onefed.cli import context as context_commands
 from onefed.cli.screen import LogFormat, error_console
 from onefed.context.completion import complete as complete_set
@@ -41,6 +41,8 @@ model = typer.Typer(
 )
 app.add_typer(model, name="model")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(nodes.app, name="nodes")
+app.add_typer(runs.app, name="runs")
 app.add_typer(context_commands.app, name="context")
 app.add_typer(appliance.app, name="appliance")
 app.add_typer(peer.app, name="peer")
@@ -179,6 +181,33 @@ def run(
         replace=replace,
     )
     raise typer.Exit(start.run(request, summary=summary, detach=detach, log_format=log_format))
+
+
+@app.command()
+def submit(
+    app_folder: Annotated[Path, typer.Argument(metavar="APP", help="A Flower app directory.")],
+    name: Federation = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            "-r",
+            min=1,
+            max=ROUNDS_MAX,
+            help="Rounds to train.",
+            show_default="those of the federation",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the app; may be repeated."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what happens until the run has ended.")
+    ] = False,
+) -> None:
+    """Train an app on a federation that runs already and waits for one (--use-case none)."""
+    runs.submit(app_folder, name, rounds=rounds, assignments=set_ or [], follow=follow)
 
 
 @app.command()

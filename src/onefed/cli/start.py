@@ -18,6 +18,7 @@ from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 from onefed.local import deploy, ownership, state
 from onefed.local import summary as summaries
 from onefed.local.request import Request, prepare
+from onefed.local.spec import Spec
 from onefed.local.state import StateDir
 from onefed.telemetry.status import FederationView, fold
 
@@ -143,7 +144,7 @@ def _run(directory: StateDir, screen: Screen, *, summary: Path | None, detach: b
     cloud = deploy.start(
         directory, os.environ, attached=not detach, summary=summary if detach else None
     )
-    view = FederationView()
+    view, spec = FederationView(), directory.read_spec()
     try:
         with _forwarding(cloud), screen.open():
             while True:
@@ -151,7 +152,7 @@ def _run(directory: StateDir, screen: Screen, *, summary: Path | None, detach: b
                 records = follower.poll()
                 view = fold(records, view)
                 screen.show(view, records)
-                if ended or (detach and view.status in UNDER_WAY):
+                if ended or (detach and (view.status in UNDER_WAY or _waits(spec, view))):
                     break
                 time.sleep(LOOK_S)
     except BaseException as error:
@@ -166,6 +167,12 @@ def _run(directory: StateDir, screen: Screen, *, summary: Path | None, detach: b
                 hint=f"Continue it: onefed resume {name}",
             ) from None
         raise
+    if not ended and spec.waits:
+        screen.say(
+            f"{view.name} waits for an app: onefed submit APP {view.name}; "
+            f"stop it: onefed down {view.name}"
+        )
+        return ExitCode.OK
     if not ended:
         screen.say(
             f"{view.name} is training. Look at it: onefed status {view.name}; "
@@ -175,6 +182,12 @@ def _run(directory: StateDir, screen: Screen, *, summary: Path | None, detach: b
     if not directory.summary.exists():
         _bury(directory, cloud.returncode, view, seconds=time.monotonic() - started)
     return _outcome(directory, screen, summary)
+
+
+def _waits(spec: Spec, view: FederationView) -> bool:
+    """Whether it is up and there is nothing to train yet."""
+    up = [node for node in view.nodes.values() if node.vm is not None and node.ready]
+    return spec.waits and len(up) == spec.nodes + 1
 
 
 def _bury(directory: StateDir, exit_code: int, view: FederationView, *, seconds: float) -> None:

@@ -97,7 +97,6 @@ ROWS = (
         help="Public keys of nodes outside the service that may connect; "
         "`partition-id=N` after a key makes its node that client.",
         maps_to="registered node keys",
-        in_effect=False,
         ours=True,
     ),
     Variable(
@@ -111,7 +110,6 @@ ROWS = (
         example="onefed-" + "A" * 43,
         help="Lets a node without OneGate have its key registered, once.",
         maps_to="enrolment through the gateway",
-        in_effect=False,
         secret=True,
         ours=True,
     ),

@@ -45,6 +45,9 @@ FLOWER_VERSION = "1.41.0"
 NODE_ONLINE = "online"
 """``NodeStatus.status`` of a node whose heartbeat is current (supercore/constant.py)."""
 
+NODE_UNREGISTERED = "unregistered"
+"""Of a node whose key is refused for good."""
+
 FINISHED = "finished"
 """``RunStatus.status`` of a run that nothing more will come of (common/constant.py)."""
 
@@ -220,6 +223,20 @@ class Control:
             and user_config_from_proto(each.override_config).get("run") == run
         ]
         return max(found)[1] if found else None
+
+    def runs(self) -> tuple[tuple[int, str, RunStatus], ...]:
+        """Run id, time of submission (ISO 8601) and state of the last 20 runs, the newest first."""
+        with _asking("list the runs"):
+            answer = self._client.ListRuns(ListRunsRequest())
+        found = [
+            (
+                run_id,
+                each.pending_at,
+                RunStatus(each.status.status, each.status.sub_status, each.status.details),
+            )
+            for run_id, each in answer.run_dict.items()
+        ]
+        return tuple(sorted(found, key=lambda run: run[1], reverse=True))
 
     def run_status(self, run_id: int) -> RunStatus:
         """Current state of a run. Note: Flower notices a dead ServerApp only after 60 s."""

@@ -27,12 +27,37 @@ class Instructions:
     state_file: Path
     stop_request: Path
     run_log: Path
+    node_keys: tuple[str, ...] = ()
+    """The operator's public keys, a line each (FL_NODE_KEYS)."""
+    enrolment_socket: Path | None = None
+    """Where nodes with a token are answered, relative to the folder in which the supervisor runs;
+    None: there is no gateway that would pass them on."""
+
+    @property
+    def roster(self) -> Path:
+        """Every node key that was admitted or refused."""
+        return self.state_file.with_name("nodes.json")
+
+    @property
+    def requests(self) -> Path:
+        """Where people ask for something (``mailbox``)."""
+        return self.state_file.with_name("requests")
+
+    @property
+    def recovery(self) -> Path:
+        """The recovery store of the run."""
+        return self.state_file.with_name("recovery")
+
+    @property
+    def runs(self) -> Path:
+        """A folder for each run: the app that was submitted, the recovery store once it is over."""
+        return self.state_file.with_name("runs")
 
     @classmethod
     def read(cls, path: Path) -> Instructions:
         """From the JSON that step SL-06 writes."""
         document = json.loads(path.read_text(encoding="utf-8"))
-        ca_certificate = document["ca_certificate"]
+        ca_certificate, socket = document["ca_certificate"], document["enrolment_socket"]
         return cls(
             superlink=document["superlink"],
             ca_certificate=None if ca_certificate is None else Path(ca_certificate),
@@ -47,4 +72,6 @@ class Instructions:
             state_file=Path(document["state_file"]),
             stop_request=Path(document["stop_request"]),
             run_log=Path(document["run_log"]),
+            node_keys=tuple(document["node_keys"]),
+            enrolment_socket=None if socket is None else Path(socket),
         )

@@ -14,7 +14,7 @@ from typing import Literal
 
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
-from onefed.tls import enrolment, node_keys
+from onefed.tls import node_keys
 
 FORMAT = 1
 
@@ -36,6 +36,11 @@ class RefusedKeyError(OnefedError):
     """A key may not connect."""
 
     exit_code = ExitCode.CONFIG
+
+    def __init__(self, message: str, *, hint: str | None = None, for_good: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.for_good = for_good
+        """Waiting does not help: the operator has to do something."""
 
 
 class UnknownMemberError(OnefedError):
@@ -135,6 +140,7 @@ class Roster:
                 raise RefusedKeyError(
                     f"the key {fingerprint[:FINGERPRINT_SHOWN]} was {known.standing}",
                     hint="Give the node a new key: onefed nodes replace",
+                    for_good=known.standing == "revoked",
                 )
             return known
         if vm_id:
@@ -143,6 +149,7 @@ class Roster:
                     raise RefusedKeyError(
                         f"its node {each.client} was revoked",
                         hint=f"Admit its new key: onefed nodes replace {each.client}",
+                        for_good=True,
                     )
         if len(self._members) >= MEMBERS_MAX:
             raise RefusedKeyError(f"there are {MEMBERS_MAX} node keys already")
@@ -203,13 +210,13 @@ class Roster:
         self._tokens = {**kept, sha256: Token(sha256, expires_at.isoformat(), client)}
         self._save()
 
-    def enrol(self, token: str, public_key: bytes) -> Member:
+    def enrol(self, token_sha256: str, public_key: bytes) -> Member:
         """Admit a key for a token, once; the same key again is an answer that was lost.
 
         Raises:
             RefusedKeyError: no such token, expired, used by another key, or the key is refused.
         """
-        found = self._tokens.get(enrolment.digest(token))
+        found = self._tokens.get(token_sha256)
         fingerprint = node_keys.fingerprint(public_key)
         if found is None or not self._is_valid(found):
             raise RefusedKeyError("the token is unknown or has expired")

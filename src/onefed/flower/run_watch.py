@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from onefed.checkpoint import files
+from onefed.errors import InUseError
 from onefed.flower import adapter, bundle
 from onefed.flower.instructions import Instructions
 from onefed.flower.run_log import RunLog
@@ -47,6 +49,12 @@ class State:
     and writes its own events."""
     log_begins_at: int = 0
     """Bytes in the log when the newest submission was made: what follows is its own."""
+    app: str = ""
+    """Path of the bundle that was submitted; empty: the one that the machine was made with."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """Keys of the run_config that came with that submission."""
+    before: str = ""
+    """Identity of the run before it, whose recovery store has to make room."""
     status: str = "waiting"
     """``waiting``, ``running``, ``completed``, ``failed`` or ``stopped``."""
 
@@ -69,6 +77,8 @@ class RunWatch:
 
     def look(self, nodes_online: int) -> bool:
         """Look once at the run; True when it has ended and nothing is left to do."""
+        if self._state.status in ENDED:
+            return True
         if self._state.status == "running":
             self._watch()
         elif self._told.stop_request.exists():
@@ -77,17 +87,77 @@ class RunWatch:
             self._submit()
         return self._state.status in ENDED
 
+    def submit(self, fab: bytes, asked: Mapping[str, Any]) -> str:
+        """Take an app to run next; returns the identity of its run.
+
+        Raises:
+            InUseError: another app runs, or waits for its nodes.
+        """
+        earlier = self._state
+        if earlier.status not in ENDED and not self.is_idle:
+            raise InUseError(
+                "This federation has a run that has not ended.",
+                hint="Wait for its end, or stop it: onefed runs stop",
+            )
+        run = uuid.uuid4().hex
+        app = self._told.runs / run / "app.fab"
+        files.make_folder(app.parent, mode=0o700)
+        files.write_bytes(app, fab)
+        wanted = dict(asked)
+        if earlier.submissions and self._told.run_config.get("checkpoint-path"):
+            # The operator's checkpoints of the runs before stay where they are.
+            wanted["checkpoint-path"] = f"{self._told.run_config['checkpoint-path']}/{run[:8]}"
+        self._state = State(
+            run=run,
+            app=str(app),
+            asked=wanted,
+            before=earlier.run if earlier.submissions else "",
+        )
+        self._told.stop_request.unlink(missing_ok=True)
+        self._save()
+        return run
+
+    @property
+    def run(self) -> str:
+        """Identity of the run."""
+        return self._state.run
+
+    @property
+    def status(self) -> str:
+        """``waiting``, ``running``, ``completed``, ``failed`` or ``stopped``."""
+        return self._state.status
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for an app."""
+        return self._state.status == "waiting" and not self._has_app()
+
+    def _has_app(self) -> bool:
+        return bool(self._state.app) or self._told.bundle.exists() or self._told.use_case != "none"
+
+    def _make_room(self) -> None:
+        """Put the recovery store of the run before aside; what trains next begins with none."""
+        before = self._state.before
+        aside = self._told.runs / before / "recovery"
+        if before and self._told.recovery.exists() and not aside.exists():
+            files.make_folder(aside.parent, mode=0o700)
+            self._told.recovery.rename(aside)
+            files.sync_folder(aside.parent)
+
     def _submit(self) -> None:
         app = self._app()
         if app is None:
             return
+        self._make_room()
         # Flower takes only keys that the app's own config names, and an app that runs its own
         # ServerApp keeps its defaults unless somebody set something else.
-        wanted = {**self._told.run_config, "run": self._state.run}
+        asked = self._state.asked
+        wanted = {**self._told.run_config, **asked, "run": self._state.run}
+        set_ = self._told.keys_set | asked.keys()
         known = {
             key: value
             for key, value in wanted.items()
-            if key in app.run_config and (app.managed or key in self._told.keys_set)
+            if key in app.run_config and (app.managed or key in set_)
         }
         self._save()  # another identity after a kill would find the recovery store in use
         try:
@@ -109,6 +179,8 @@ class RunWatch:
 
     def _app(self) -> bundle.Bundle | None:
         """The app to run; None when the tenant submits one later."""
+        if self._state.app:
+            return bundle.unpack(Path(self._state.app).read_bytes())
         if self._told.bundle.exists():
             return bundle.unpack(self._told.bundle.read_bytes())
         if self._told.use_case == "none":

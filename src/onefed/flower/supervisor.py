@@ -15,9 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from onefed.errors import OnefedError
-from onefed.flower import adapter
+from onefed.flower import adapter, enrolment_server
+from onefed.flower.desk import Desk
 from onefed.flower.instructions import Instructions
 from onefed.flower.registration import Registrar
+from onefed.flower.roster import Roster
 from onefed.flower.run_watch import RunWatch
 from onefed.opennebula import onegate
 from onefed.telemetry import events
@@ -37,12 +39,18 @@ class Supervisor:
         control: adapter.Control,
         gate: onegate.OneGate | None,
         emit: Callable[[events.Event], None],
+        now: Callable[[], datetime],
     ) -> None:
-        self._nodes = Registrar(control=control, gate=gate, emit=emit)
+        roster = Roster(instructions.roster, now)
+        self._nodes = Registrar(
+            control=control, gate=gate, roster=roster, listed=instructions.node_keys, emit=emit
+        )
         self._run = RunWatch(instructions, control=control, emit=emit)
+        self._desk = Desk(instructions, roster, self._nodes, self._run, control=control, now=now)
 
     def step(self) -> bool:
-        """Look once at everything; True when the run has ended and nothing is left to do."""
+        """Look once at everything; True when the run has ended, until another is submitted."""
+        self._desk.look()
         self._nodes.look()
         return self._run.look(len(self._nodes.online))
 
@@ -50,10 +58,14 @@ class Supervisor:
 def main(arguments: list[str]) -> int:
     """``python -m onefed.flower.supervisor INSTRUCTIONS``: supervise until SIGTERM.
 
-    When the run has ended it stays, doing nothing: whoever keeps it alive would start it again.
+    When the run has ended it stays: nodes are listed and revoked, and another app may come.
     """
     told = Instructions.read(Path(arguments[0]))
-    log = EventLog(Path(os.environ["ONEFED_EVENTS"]), "superlink", lambda: datetime.now(UTC))
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    log = EventLog(Path(os.environ["ONEFED_EVENTS"]), "superlink", now)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -63,7 +75,9 @@ def main(arguments: list[str]) -> int:
         if told.onegate_endpoint is not None:
             token = told.token_file.read_text(encoding="ascii").strip()
             gate = onegate.OneGate(told.onegate_endpoint, token, told.vm_id)
-        supervisor = Supervisor(told, control=control, gate=gate, emit=log.emit)
+        supervisor = Supervisor(told, control=control, gate=gate, emit=log.emit, now=now)
+        if told.enrolment_socket is not None:
+            enrolment_server.start(told.enrolment_socket, told.requests)
         _supervise(supervisor, stopping)
         control.close()
     except OnefedError as error:
@@ -74,12 +88,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(supervisor: Supervisor, stopping: threading.Event) -> None:
-    """Look again and again, until the run has ended or we are stopped."""
+    """Look again and again, until we are stopped."""
     said = ""
     while not stopping.is_set():
         try:
-            if supervisor.step():
-                return
+            supervisor.step()
             said = ""
         except (adapter.SuperLinkError, onegate.OneGateError) as error:
             # The servers may be starting; the next look is half a second away.

@@ -163,8 +163,9 @@ class Cloud:
         return record
 
     def _prepare_superlink(self, paths: Paths) -> None:
-        files.make_folder(paths.app.parent)
-        files.write_bytes(paths.app, self._dir.bundle.read_bytes())
+        if not self._spec.waits:
+            files.make_folder(paths.app.parent)
+            files.write_bytes(paths.app, self._dir.bundle.read_bytes())
         # A stop that was asked for is over, and Flower's own database knows nodes of before.
         # All that a resume needs is in the recovery store.
         paths.stop_request.unlink(missing_ok=True)
@@ -210,8 +211,10 @@ class Cloud:
             await self._pause()
 
     async def _watch(self) -> None:
-        """Until the run has ended."""
-        while self._view.run_status not in summary.RUN_ENDED:
+        """Until the run has ended; where apps are submitted, the one that runs at the stop."""
+        while self._view.run_status not in summary.RUN_ENDED or (
+            self._spec.waits and not self._interrupts
+        ):
             await self._pause()
 
     async def _pause(self) -> None:

@@ -36,7 +36,8 @@ def create(prepared: Prepared, request: Request, environ: Mapping[str, str]) -> 
             remove(old, base)
     directory, name = _claim(base, name, request.folder)
     try:
-        files.write_bytes(directory.bundle, prepared.packed.fab)
+        if prepared.packed is not None:
+            files.write_bytes(directory.bundle, prepared.packed.fab)
         directory.write_spec(replace(prepared.spec, name=name))
     except BaseException:
         _discard(directory, base)  # nothing half-made stays

@@ -20,7 +20,7 @@ from onefed.appliance.machine import require_free_port
 from onefed.checkpoint import holds_checkpoints
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 from onefed.local import state
-from onefed.local.spec import Spec
+from onefed.local.spec import NO_APP, Spec
 from onefed.local.variables import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class Prepared:
     """A request that can be met."""
 
     spec: Spec
-    packed: bundle.Bundle
+    packed: bundle.Bundle | None
+    """None: apps are submitted later."""
     notices: tuple[str, ...]
     """What the user should know and did not ask."""
 
@@ -139,7 +140,10 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
         attempt(lambda: _check_port(variables))
         attempt(lambda: _check_checkpoints(variables))
     use_case = _use_case(request, resolved)
-    app = attempt(lambda: _app(request, use_case)) if request.app or resolved else None
+    waits = request.app is None and resolved is not None and use_case is None
+    if waits:
+        attempt(lambda: _check_nothing_for_an_app(request, resolved))
+    app = attempt(lambda: _app(request, use_case)) if request.app or use_case else None
     if app is not None:
         attempt(lambda: bundle.check_imports(app))
     if request.data is not None and nodes is not None:
@@ -151,6 +155,8 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     if problems:
         raise _together(problems)
     assert resolved is not None
+    if waits:
+        return Prepared(_without_app(request, resolved), None, _warnings(resolved))
     assert packed is not None
     assert app is not None
     chosen = dict(resolved.variables)
@@ -290,11 +296,7 @@ def _app(request: Request, use_case: str | None) -> bundle.App:
 
     if request.app is not None:
         return bundle.load(request.app.absolute())
-    if use_case is None:
-        raise RequestError(
-            "FL_USE_CASE is none, so there is nothing to train.",
-            hint="Choose a use case, or bring an app of your own: onefed run APP",
-        )
+    assert use_case is not None, "a federation that waits has no app to load"
     return bundle.load(apps.bundle_folder(use_case))
 
 
@@ -359,13 +361,40 @@ def _fits(value: context.ConfigValue, default: context.ConfigValue) -> bool:
     return isinstance(default, bool) == isinstance(value, bool)
 
 
-def _notices(resolved: Resolved, packed: bundle.Bundle) -> tuple[str, ...]:
+def _without_app(request: Request, resolved: Resolved) -> Spec:
+    """A federation to which apps are submitted, each with its own rounds."""
+    return Spec(
+        name=request.name or "",
+        nodes=request.nodes,
+        app=NO_APP,
+        managed=True,
+        rounds=0,
+        strategy=resolved.variables["FL_STRATEGY"],
+        seed=int(resolved.variables["FL_SEED"]),
+        context=dict(resolved.variables),
+        data=None if request.data is None else str(request.data.absolute()),
+    )
+
+
+def _check_nothing_for_an_app(request: Request, resolved: Resolved | None) -> None:
+    if resolved is not None and resolved.app_config:
+        raise RequestError(
+            f"There is no app yet that {', '.join(sorted(resolved.app_config))} could be set of.",
+            hint="Give settings of the app with it: onefed submit APP --set KEY=VALUE",
+        )
+
+
+def _warnings(resolved: Resolved) -> tuple[str, ...]:
     # INFO says that one role does not read what the other one does.
-    notices = [
+    return tuple(
         str(finding)
         for finding in resolved.findings
         if finding.severity is context.Severity.WARNING
-    ]
+    )
+
+
+def _notices(resolved: Resolved, packed: bundle.Bundle) -> tuple[str, ...]:
+    notices = list(_warnings(resolved))
     if not packed.managed:
         notices.append(
             "This app runs its own ServerApp. To have onefed manage it (exact resume, rules, "

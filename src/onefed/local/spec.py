@@ -15,6 +15,10 @@ FORMAT = 1
 """Of ``federation.json``; raised with every change that an older program would misread."""
 
 
+NO_APP = "none"
+"""Instead of an app, of a federation to which apps are submitted (``FL_USE_CASE``)."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a federation was asked to be. Written once, read by every start of it."""
@@ -22,7 +26,7 @@ class Spec:
     name: str
     nodes: int
     app: str
-    """For people: the use case, or the app's name and version."""
+    """For people: the use case, or the app's name and version; ``none`` where one comes later."""
     managed: bool
     """Whether the app runs under our ServerApp, and so can be resumed."""
     rounds: int
@@ -34,6 +38,11 @@ class Spec:
     data: str | None = None
     """Folder with one folder of training files per node, or None."""
     format: int = field(default=FORMAT)
+
+    @property
+    def waits(self) -> bool:
+        """Whether apps are submitted to it, one after the other, until somebody stops it."""
+        return self.app == NO_APP
 
 
 def read(file: Path) -> Spec:

@@ -63,7 +63,8 @@ def make(
     directory: StateDir, spec: Spec, view: FederationView, *, error: str | None, seconds: float
 ) -> Summary:
     """From what the recovery store holds, and for the rest from the events."""
-    rounds_total = spec.rounds if spec.managed else view.rounds_total or spec.rounds
+    known = spec.managed and not spec.waits
+    rounds_total = spec.rounds if known else view.rounds_total or spec.rounds
     last = None
     if spec.managed:
         with contextlib.suppress(OnefedError):  # a damaged store is for a resume to report
@@ -71,7 +72,7 @@ def make(
             last = None if saved is None else saved.snapshot
     done = view.rounds_done if last is None else last.round_number
     record = last.history[-1] if last is not None and last.history else None
-    completed = view.run_status == "completed" or (spec.managed and done >= rounds_total)
+    completed = view.run_status == "completed" or (known and done >= rounds_total)
     status: Status = "finished" if completed else "failed"
     if not completed and (error is None and view.run_status == "stopped"):
         status = "stopped"

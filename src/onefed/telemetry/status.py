@@ -209,6 +209,8 @@ def apply(view: FederationView, record: Record) -> FederationView:
         case ev.TrainingStalled() as event:
             return replace(view, status="stalled", details=sentences.sentence(event))
         case ev.RunSubmitted() as event:
+            if event.attempt == 1:  # another run than the one before, with its own round 1
+                view = replace(view, run_status=None, rounds=())
             again = 1 if event.attempt > 1 else 0
             return replace(view, attempt=event.attempt, restarts=view.restarts + again)
         case ev.RunResumed() as event:

@@ -91,6 +91,23 @@ def public_key_bytes(openssh: bytes) -> bytes:
     )
 
 
+def normal(openssh: bytes, *, source: str) -> bytes:
+    """A public key (OpenSSH text) in its one spelling, without a comment.
+
+    Anything but an elliptic curve key of NIST P-256, P-384 or P-521 is a TlsMaterialError.
+    """
+    return _openssh(_public(source, openssh))
+
+
+def fingerprint_of_pem(pem_bytes: bytes) -> str:
+    """The same as ``fingerprint``, from what Flower keeps of a node; empty for anything else."""
+    try:
+        key = serialization.load_pem_public_key(pem_bytes)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return ""
+    return pem.fingerprint(key) if isinstance(key, ec.EllipticCurvePublicKey) else ""
+
+
 def fingerprint(openssh: bytes) -> str:
     """The same as ``NodeKey.fingerprint``, from the public key."""
     return pem.fingerprint(_public("the node's key", openssh))

@@ -97,12 +97,12 @@ def test_a_token_admits_one_key_once_and_an_answer_may_be_lost(
     roster = Roster(file, wall)
     roster.add_token(enrolment.digest(token), expires_at=START + timedelta(hours=1), client="5")
     assert token not in file.read_text()
-    member = roster.enrol(token, keys[0])
+    member = roster.enrol(enrolment.digest(token), keys[0])
     assert (member.client, member.source) == ("5", "token")
     again = Roster(file, wall)
-    assert again.enrol(token, keys[0]) == member
+    assert again.enrol(enrolment.digest(token), keys[0]) == member
     with pytest.raises(RefusedKeyError, match="another key"):
-        again.enrol(token, keys[1])
+        again.enrol(enrolment.digest(token), keys[1])
 
 
 def test_a_token_ends_with_its_time_and_no_other_is_one(
@@ -112,10 +112,10 @@ def test_a_token_ends_with_its_time_and_no_other_is_one(
     roster = Roster(file, wall)
     roster.add_token(enrolment.digest(token), expires_at=START + timedelta(hours=1), client="")
     with pytest.raises(RefusedKeyError, match="unknown"):
-        roster.enrol(enrolment.new_token(), keys[0])
+        roster.enrol(enrolment.digest("another"), keys[0])
     wall.now += timedelta(hours=1)
     with pytest.raises(RefusedKeyError, match="expired"):
-        roster.enrol(token, keys[0])
+        roster.enrol(enrolment.digest(token), keys[0])
 
 
 def test_a_revoked_key_does_not_come_back_by_a_token(
@@ -126,8 +126,10 @@ def test_a_revoked_key_does_not_come_back_by_a_token(
     token = enrolment.new_token()
     roster.add_token(enrolment.digest(token), expires_at=START + timedelta(hours=1), client="")
     with pytest.raises(RefusedKeyError, match="was revoked"):
-        roster.enrol(token, keys[0])
-    assert roster.enrol(token, keys[1]).client, "the token is not used up by a refusal"
+        roster.enrol(enrolment.digest(token), keys[0])
+    assert roster.enrol(enrolment.digest(token), keys[1]).client, (
+        "the token is not used up by a refusal"
+    )
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"format": 1, "members": [{}], "tokens": []}'])

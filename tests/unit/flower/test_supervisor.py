@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 
 from onefed.checkpoint import files
-from onefed.flower import adapter, bundle, run_log, run_watch
+from onefed.flower import adapter, bundle, mailbox, run_log, run_watch
 from onefed.flower.instructions import Instructions
 from onefed.flower.supervisor import Supervisor
 from onefed.local import onegate as local_onegate
 from onefed.local import service
 from onefed.opennebula import onegate
 from onefed.telemetry import events, log
-from onefed.tls import material, node_keys
+from onefed.tls import enrolment, material, node_keys
 
 RUN_CONFIG = {"strategy": "FedAvg", "num-server-rounds": 4, "seed": 3, "local-epochs": 2}
 DIED = "No heartbeat received from the run"
@@ -67,7 +67,18 @@ class Coordinator:
             control=control or self.control(),
             gate=onegate.OneGate(self._endpoint, self._machine.token, self._machine.vm_id),
             emit=self.events.append,
+            now=lambda: datetime.now(UTC),
         )
+
+    def ask(self, watching: Supervisor, kind: str, **what: Any) -> Any:
+        """Ask a running supervisor for something; it looks whenever we wait."""
+        return mailbox.ask(
+            self.told.requests, kind, what, clock=lambda: 0.0, sleep=lambda _: watching.step()
+        )
+
+    def new_key(self, name: str) -> bytes:
+        """Public part of a node's key, OpenSSH text."""
+        return node_keys.ensure(self.folder / name).public_key
 
     def add_machine(self, role: str = "supernode", **published: str) -> str:
         """A machine of our service that has published these attributes; its id."""
@@ -727,6 +738,8 @@ class TestState:
             "state_file": "/var/supervisor.json",
             "stop_request": "/var/stop",
             "run_log": "/var/serverapp.log",
+            "node_keys": [],
+            "enrolment_socket": "opt/flower/gateway/enrolment.sock",
         }
         path = tmp_path / "supervisor.json"
         path.write_text(json.dumps(document))
@@ -734,10 +747,11 @@ class TestState:
         told = Instructions.read(path)
 
         for name, value in document.items():
-            if name not in ("format", "keys_set"):
+            if name not in ("format", "keys_set", "node_keys"):
                 read = getattr(told, name)
                 assert (str(read) if isinstance(read, Path) else read) == value
         assert told.keys_set == {"seed"}
+        assert told.node_keys == ()
         path.write_text(json.dumps({**document, "ca_certificate": None}))
         assert Instructions.read(path).ca_certificate is None
 
@@ -848,3 +862,203 @@ class TestProgram:
         with pytest.raises(adapter.SuperLinkError, match="CERTIFICATE_VERIFY_FAILED"):
             control.nodes()
         control.close()
+
+
+class TestAccess:
+    def status_of(self, coordinator: Coordinator, client: str) -> list[str]:
+        return [each.status for each in coordinator.nodes() if each.name == f"client:{client}"]
+
+    def test_a_revoked_node_stays_refused_whatever_is_started_anew(
+        self, coordinator: Coordinator
+    ) -> None:
+        vm_id, fingerprint = coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        coordinator.connect_all()
+        watching.step()
+        [row] = coordinator.ask(watching, "nodes")["nodes"]
+        assert (row["client"], row["state"], row["source"]) == ("0", "online", "service")
+        assert row["fingerprint"] == fingerprint
+        assert row["seen_at"]
+
+        assert coordinator.ask(watching, "revoke", node="0")["fingerprint"] == fingerprint
+        watching.step()
+        assert self.status_of(coordinator, "0") in ([], ["unregistered"])
+        [row] = coordinator.ask(watching, "nodes")["nodes"]
+        assert row["state"] == "revoked"
+
+        coordinator.server.forget()
+        again = coordinator.boot()
+        for _ in range(3):
+            again.step()
+        assert coordinator.node_names() == []
+        assert coordinator.registered(vm_id) == "REFUSED"
+
+    def test_a_revoked_machine_gets_in_with_a_new_key_when_the_operator_says_so(
+        self, coordinator: Coordinator
+    ) -> None:
+        vm_id, _ = coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        coordinator.ask(watching, "revoke", node="0")
+        key = coordinator.new_key("fresh")
+        published = node_keys.encode_for_publication(key)
+        coordinator.model.update_attributes(vm_id, {"FL_NODE_KEY": published})
+        for _ in range(20):
+            watching.step()
+        assert coordinator.registered(vm_id) == "REFUSED"
+
+        coordinator.ask(watching, "replace", node="0", public_key="")
+        for _ in range(20):
+            watching.step()
+        assert coordinator.registered(vm_id) == node_keys.fingerprint(key)
+        assert "registered" in self.status_of(coordinator, "0")
+
+    def test_another_key_of_a_machine_that_is_connected_is_refused(
+        self, coordinator: Coordinator
+    ) -> None:
+        """Any member of a service may write the attributes of another one's machine."""
+        vm_id, fingerprint = coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        coordinator.connect_all()
+        watching.step()
+        published = node_keys.encode_for_publication(coordinator.new_key("intruder"))
+        coordinator.model.update_attributes(vm_id, {"FL_NODE_KEY": published})
+        for boot in (watching, coordinator.boot()):
+            for _ in range(20):
+                boot.step()
+        assert self.status_of(coordinator, "0") == ["online"]
+        assert coordinator.registered(vm_id) == fingerprint
+
+    def test_a_machine_that_lost_its_disk_comes_back_with_another_key(
+        self, coordinator: Coordinator
+    ) -> None:
+        vm_id, _ = coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        key = coordinator.new_key("fresh")
+        published = node_keys.encode_for_publication(key)
+        coordinator.model.update_attributes(vm_id, {"FL_NODE_KEY": published})
+        for _ in range(20):
+            watching.step()
+        assert coordinator.registered(vm_id) == node_keys.fingerprint(key)
+        assert sorted(self.status_of(coordinator, "0")) in (
+            ["registered"],
+            ["registered", "unregistered"],
+        )
+        told = [each.message for each in coordinator.of(events.Notice)]
+        assert any("came with another key" in message for message in told)
+
+    def test_listed_keys_are_registered_without_a_machine(self, coordinator: Coordinator) -> None:
+        keys = [coordinator.new_key(f"site-{index}").decode() for index in range(2)]
+        lines = (f"{keys[0]} partition-id=7 site-a", keys[1], "ecdsa-sha2-nistp384 AAAA")
+        coordinator.told = replace(coordinator.told, node_keys=lines)
+        coordinator.boot().step()
+        unnamed = node_keys.fingerprint(keys[1].encode())[:16]
+        assert coordinator.node_names() == sorted(["client:7", f"client:{unnamed}"])
+        [notice] = coordinator.of(events.Notice)
+        assert "FL_NODE_KEYS" in notice.message
+
+    def test_a_token_lets_one_key_in_and_no_second_one(self, coordinator: Coordinator) -> None:
+        socket_file = coordinator.folder / "enrolment.sock"
+        coordinator.told = replace(coordinator.told, enrolment_socket=socket_file)
+        watching = coordinator.boot()
+        sha256 = enrolment.digest(enrolment.new_token())
+        coordinator.ask(watching, "token", sha256=sha256, lifetime_s=60, client="4")
+        key = coordinator.new_key("site").decode()
+        assert coordinator.ask(watching, "enrol", sha256=sha256, public_key=key)["client"] == "4"
+        watching.step()
+        assert coordinator.node_names() == ["client:4"]
+        other = coordinator.new_key("other").decode()
+        with pytest.raises(mailbox.RequestError, match="another key"):
+            coordinator.ask(watching, "enrol", sha256=sha256, public_key=other)
+
+    def test_without_a_gateway_there_are_no_tokens(self, coordinator: Coordinator) -> None:
+        with pytest.raises(mailbox.RequestError, match="no gateway"):
+            coordinator.ask(coordinator.boot(), "token", sha256="0" * 64, lifetime_s=60, client="")
+
+    def submit(
+        self, coordinator: Coordinator, watching: Supervisor, fab: bytes, **asked: Any
+    ) -> str:
+        coordinator.told.requests.mkdir(mode=0o700, exist_ok=True)
+        name = f"{'a' * 32}.fab"
+        (coordinator.told.requests / name).write_bytes(fab)
+        run: str = coordinator.ask(watching, "submit", file=name, run_config=asked)["run"]
+        return run
+
+    def test_an_app_is_submitted_to_a_federation_that_waits_and_another_after_it(
+        self, coordinator: Coordinator, app_folder: Callable[..., Path]
+    ) -> None:
+        fab = bundle.build(bundle.load(app_folder())).fab
+        coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        coordinator.connect_all()
+        assert not watching.step()
+
+        first = self.submit(coordinator, watching, fab, **{"num-server-rounds": 9})
+        watching.step()
+        [run] = coordinator.runs()
+        assert run.override_config["run"] == first
+        assert run.override_config["num-server-rounds"] == 9
+        with pytest.raises(mailbox.RequestError, match="not ended"):
+            self.submit(coordinator, watching, fab)
+        coordinator.server.run_starts(run.run_id)
+        coordinator.told.recovery.mkdir()
+        coordinator.server.run_ends(run.run_id, "completed")
+        assert watching.step()
+        assert watching.step(), "an ended run stays ended"
+
+        second = self.submit(coordinator, watching, fab)
+        for _ in range(2):
+            watching.step()
+        assert [each.override_config["run"] for each in coordinator.runs()] == [first, second]
+        assert (coordinator.told.runs / first / "recovery").is_dir()
+        assert not coordinator.told.recovery.exists()
+        listed = coordinator.ask(watching, "runs")
+        assert listed["run"] == second
+        assert len(listed["runs"]) == 2
+
+    def test_a_submitted_app_survives_a_restart(
+        self, coordinator: Coordinator, app_folder: Callable[..., Path]
+    ) -> None:
+        fab = bundle.build(bundle.load(app_folder())).fab
+        run = self.submit(coordinator, coordinator.boot(), fab)
+        coordinator.add_node("0")
+        again = coordinator.boot()
+        again.step()
+        coordinator.connect_all()
+        again.step()
+        assert [each.override_config["run"] for each in coordinator.runs()] == [run]
+
+    def test_a_run_is_stopped_by_request_and_nothing_else_is(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        run = with_app.ask(watching, "stop")["run"]
+        assert with_app.told.stop_request.exists()
+        assert run == with_app.state()["run"]
+        with_app.server.run_ends(with_app.runs()[-1].run_id, "completed")
+        assert watching.step()
+        assert with_app.of(events.RunStatus)[-1].status == "stopped"
+        with pytest.raises(mailbox.RequestError, match="No run"):
+            with_app.ask(watching, "stop")
+
+    @pytest.mark.parametrize(
+        ("kind", "what"),
+        [
+            ("revoke", {"node": "nobody"}),
+            ("revoke", {}),
+            ("token", {"sha256": "x", "lifetime_s": 60, "client": ""}),
+            ("submit", {"file": "../../etc/passwd", "run_config": {}}),
+            ("submit", {"file": f"{'b' * 32}.fab", "run_config": {}}),
+            ("unheard-of", {}),
+        ],
+    )
+    def test_a_request_that_cannot_be_met_is_answered_and_changes_nothing(
+        self, coordinator: Coordinator, kind: str, what: dict[str, Any]
+    ) -> None:
+        socket_file = coordinator.folder / "enrolment.sock"
+        coordinator.told = replace(coordinator.told, enrolment_socket=socket_file)
+        with pytest.raises(mailbox.RequestError):
+            coordinator.ask(coordinator.boot(), kind, **what)
+        assert not coordinator.told.roster.exists()

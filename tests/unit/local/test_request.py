@@ -113,10 +113,11 @@ def test_a_context_file_that_cannot_be_read_is_refused(
     assert "--context" in (error.hint or "")
 
 
-def test_a_use_case_of_none_trains_nothing(refuse: Callable[..., OnefedError]) -> None:
-    error = refuse(app=None, use_case="none")
+def test_settings_of_an_app_need_one(refuse: Callable[..., OnefedError]) -> None:
+    error = refuse(app=None, use_case="none", assignments=["local-epochs=2"])
     assert error.exit_code is ExitCode.CONFIG
-    assert "FL_USE_CASE is none" in error.message
+    assert "no app yet" in error.message
+    assert "local-epochs" in error.message
 
 
 @pytest.mark.parametrize(
