@@ -91,7 +91,7 @@ class Patience:
     """How long a phase waits. What has come is known to the caller only, so it is asked."""
 
     enough: Callable[[], bool]
-    """Whether the phase could end now."""
+    """Whether the phase could end now: who is gone is not waited for any more."""
     limit_s: Callable[[], float]
     """From the sending, while there is not enough."""
     limit_enough_s: Callable[[], float]

@@ -124,6 +124,11 @@ class _Training:
         return len(self.usable) >= self.required
 
     @property
+    def is_decided(self) -> bool:
+        """Whether those that are missing change nothing: there is a quorum, or can be none."""
+        return self.has_quorum or len(self.asked) - len(self.failures) < self.required
+
+    @property
     def contributors(self) -> tuple[Client, ...]:
         return clients.in_order(self.usable)
 
@@ -134,14 +139,14 @@ class _Training:
             self.lose(update)
             return
         checked = aggregate.check([update], model)
-        lost = checked.rejected[0].reason if checked.rejected else None
-        error_type = "rejected_update"
+        for rejected in checked.rejected:
+            self.lose(Failure(reply.client, "rejected_update", rejected.reason))
         for accepted in checked.accepted:
-            error_type, lost = "not_kept", self.intake.take(accepted)
-        if lost is None:
-            self.usable.append(reply.client)
-        else:
-            self.lose(Failure(reply.client, error_type, lost))
+            refusal = self.intake.take(accepted)
+            if refusal is None:
+                self.usable.append(reply.client)
+            else:
+                self.lose(Failure(reply.client, "not_kept", refusal))
 
     def lose(self, failure: Failure) -> None:
         """The client gave nothing that can be used."""
@@ -263,7 +268,7 @@ def _train(plan: Plan, world: World, model: Arrays, training: _Training, memory:
         lambda client: payload.train_message(
             client.node_id, outgoing.record(), round_number=number, seed=plan.seed, extra=extra
         ),
-        patience=_patience(world, memory.train, lambda: training.has_quorum, stalled),
+        patience=_patience(world, memory.train, lambda: training.is_decided, stalled),
         reply_bytes=arrays.nbytes(model),
         clock=world.clock,
         sleep=world.sleep,

@@ -648,6 +648,29 @@ class TestComingBack:
             (2, 3)
         ] * 3
 
+    def test_a_round_that_has_failed_anyway_waits_for_nobody_who_is_away(
+        self, start: Start, hub: SimpleNamespace, undisturbed: str
+    ) -> None:
+        """The app of one client raised: the round is repeated, and the wait is before it."""
+        federation = start(min_fit_clients=3, min_available_clients=3)
+        federation.join(0)
+        node_1, node_2 = federation.node(1), federation.node(2)
+        raised: list[bool] = []
+
+        def raising_once(message: Message) -> Message:
+            raised.append(True)
+            error = hub.error_of(message, 2, "x", by_superlink=False)
+            return error if len(raised) == 1 else node_1(message)
+
+        federation.add("1", raising_once)
+        dead = federation.add("2", lambda m: [(8.0, hub.error_of(m, 5, "gone", by_superlink=True))])
+        federation.clock.at(5.0, lambda: federation.grid.remove(dead))
+        federation.clock.at(45.0, lambda: federation.grid.add("2", node_2, dead))
+
+        assert digest(federation.run().arrays) == undisturbed
+        [repeated] = federation.told(events.RoundRepeated)
+        assert "missing: 1 (app_raised), 2 (node_unavailable)" in repeated.reason
+
     def test_a_stop_does_not_wait_for_who_is_away(self, start: Start, hub: SimpleNamespace) -> None:
         federation = start(min_fit_clients=3, min_available_clients=3)
         federation.join(0, 1)
