@@ -110,6 +110,11 @@ class Paths:
         return self.state / "stop-requested"
 
     @property
+    def task_record(self) -> Path:
+        """Which process the ServerApp is; 0600."""
+        return self.state / "serverapp.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The operator's checkpoints; a container sees them at ``FL_CHECKPOINT_PATH``."""
         return self.root / "opt/flower/checkpoints"

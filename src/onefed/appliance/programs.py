@@ -104,10 +104,11 @@ def superlink(
     trust = ("--root-certificates", str(certificates / "ca.crt")) if tls else ("--insecure",)
     secret = ("--superexec-auth-secret-file", str(paths.superexec_secret))
     execution = [
-        command("flower-superexec"),
+        *(sys.executable, "-P", "-m", "onefed.flower.executor"),
         *trust,
         *("--runtime-api-address", address),
         *secret,
+        *("--record", str(paths.task_record)),
     ]
     supervise = [sys.executable, "-P", "-m", "onefed.flower.supervisor", str(paths.supervisor)]
     mine = {

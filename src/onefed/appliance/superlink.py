@@ -104,6 +104,7 @@ def _environment(link: SuperLink) -> Outcome:
         "enrolment_socket": (
             str(enrolment_socket(paths).relative_to(paths.root)) if chosen.gateway else None
         ),
+        "supervised": chosen.isolation == "process",
     }
     text = json.dumps(document, indent=1).encode()
     if not made and paths.supervisor.exists() and paths.supervisor.read_bytes() == text:

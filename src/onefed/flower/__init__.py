@@ -1,9 +1,11 @@
 """The hub engine: everything that runs on, or speaks to, Flower's servers.
 
 adapter      every touch of a name that Flower 1.41.0 does not publish
+adapter_runtime  the same, around tasks and the grid of a ServerApp
 bundle       a Flower app directory, checked and packed; managed apps get our ServerApp
 clients      which node is which client: stable keys, seeded sampling
 exchange     one phase of a round: send, collect, sort out what came back
+executor     our SuperExec: starts a ServerApp for each run, and writes down its process
 instructions what the supervisor is told by the boot
 loop         the rounds: true numbers, quorum, deadline, rule, recovery, events
 registration which nodes may connect, and which are connected
@@ -11,5 +13,6 @@ report       what a ServerApp that is not ours prints, read as events
 run_log      what a ServerApp prints: into a file and as events
 run_watch    a run from its submission to its end
 server_app   the ServerApp process: reads what it was handed, runs the loop
+task_record  which process is the ServerApp of which run
 supervisor   the coordinator's program: asks registration and run_watch again and again
 """

@@ -32,6 +32,13 @@ class Instructions:
     enrolment_socket: Path | None = None
     """Where nodes with a token are answered, relative to the folder in which the supervisor runs;
     None: there is no gateway that would pass them on."""
+    supervised: bool = True
+    """Whether the executor is ours, as it is unless ``FL_ISOLATION`` is ``subprocess``."""
+
+    @property
+    def task_record(self) -> Path:
+        """Where our executor says which process the ServerApp is (``flower.task_record``)."""
+        return self.state_file.with_name("serverapp.json")
 
     @property
     def roster(self) -> Path:
@@ -74,4 +81,5 @@ class Instructions:
             run_log=Path(document["run_log"]),
             node_keys=tuple(document["node_keys"]),
             enrolment_socket=None if socket is None else Path(socket),
+            supervised=document["supervised"],
         )

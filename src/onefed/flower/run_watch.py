@@ -16,13 +16,22 @@ from typing import Any
 
 from onefed.checkpoint import files
 from onefed.errors import InUseError
-from onefed.flower import adapter, bundle
+from onefed.flower import adapter, bundle, task_record
 from onefed.flower.instructions import Instructions
 from onefed.flower.run_log import RunLog
 from onefed.telemetry import events
 
 SUBMISSIONS_MAX = 5
-"""When the ServerApp of so many submissions died, the run has failed; a new boot counts anew."""
+"""When the ServerApp of so many submissions died and no round was committed, the run has failed; a
+committed round and a new boot count anew."""
+
+RESUBMIT_DELAY_S = 1.0
+RESUBMIT_DELAY_MAX_S = 8.0
+"""Before a submission after one that committed no round, doubling; none after one that did."""
+
+UNSEEN_LIMIT_S = 10.0
+"""Flower says that a run was taken, and nobody recorded its ServerApp: whoever took it has died
+in between. Recording it takes some ten milliseconds."""
 
 LOG_END_S = 5.0
 """The rest of the log of a run that has finished is waited for so long."""
@@ -43,7 +52,9 @@ class State:
     submissions: list[int] = field(default_factory=list)
     """Flower's run ids, the newest last."""
     attempts: int = 0
-    """Submissions since the run last began to go on."""
+    """Submissions since a round was committed, or since the run last began to go on."""
+    committed: int = 0
+    """The last committed round when the newest submission was made."""
     managed: bool = True
     """Whether the app of the newest submission is ours to tell: it heeds a stop request itself,
     and writes its own events."""
@@ -68,8 +79,21 @@ class RunWatch:
         *,
         control: adapter.Control,
         emit: Callable[[events.Event], None],
+        committed: Callable[[], int],
+        clock: Callable[[], float],
     ) -> None:
+        """
+        Args:
+            committed: the last round in the recovery store, 0 while there is none.
+            clock: monotonic seconds.
+        """
         self._told = instructions
+        self._committed = committed
+        self._clock = clock
+        self._not_before = clock()
+        """When the next submission may be made."""
+        self._unseen_since: float | None = None
+        """Since when the ServerApp of the newest submission should be there and is not."""
         self._control = control
         self._emit = emit
         self._state = read_state(instructions.state_file)
@@ -83,7 +107,7 @@ class RunWatch:
             self._watch()
         elif self._told.stop_request.exists():
             self._finish("stopped", "stopped while it was not submitted")
-        elif nodes_online >= self._told.min_available_clients:
+        elif self._may_submit(nodes_online):
             self._submit()
         return self._state.status in ENDED
 
@@ -144,6 +168,11 @@ class RunWatch:
             self._told.recovery.rename(aside)
             files.sync_folder(aside.parent)
 
+    def _may_submit(self, nodes_online: int) -> bool:
+        """A run that goes on needs no nodes: its ServerApp waits for them, and says so."""
+        enough = nodes_online >= self._told.min_available_clients or bool(self._state.submissions)
+        return enough and self._clock() >= self._not_before
+
     def _submit(self) -> None:
         app = self._app()
         if app is None:
@@ -162,13 +191,18 @@ class RunWatch:
         self._save()  # another identity after a kill would find the recovery store in use
         try:
             run_id = self._control.unfinished_run(self._state.run)
+            if run_id is not None and run_id in self._state.submissions:
+                self._control.stop_run(run_id)  # given up: its ServerApp is gone
+                run_id = None
             if run_id is None:  # else we were killed after the submission
                 run_id = self._control.start_run(app.fab, known)
         except adapter.RunRefusedError as error:
             self._finish("failed", error.message)
             return
         self._state.submissions.append(run_id)
-        self._state.attempts += 1
+        committed = self._committed()
+        self._state.attempts = 1 if committed > self._state.committed else self._state.attempts + 1
+        self._state.committed = committed
         self._state.managed = app.managed
         self._state.log_begins_at = self._log.size()
         self._state.status = "running"
@@ -189,27 +223,61 @@ class RunWatch:
 
     def _watch(self) -> None:
         run_id, stopping = self._state.submissions[-1], self._told.stop_request.exists()
+        record = task_record.read(self._told.task_record)
+        seen = record is not None and record.run_id == run_id
+        # Before Flower is asked: what it says is then no older than the death.
+        alive = record is not None and seen and record.lives()
         try:
             status = self._control.run_status(run_id)
         except adapter.UnknownRunError:
-            self._resubmit("the SuperLink lost it with its database")
+            self._resubmit("the SuperLink lost it with its database", record)
             return
         reader = self._read_log(run_id)
         if not status.finished:
             if stopping and (not self._state.managed or status.status == "pending"):
                 self._control.stop_run(run_id)  # there is nobody who would see the request
+            elif self._is_dead(status, seen=seen, alive=alive):
+                if stopping:
+                    self._control.stop_run(run_id)
+                else:
+                    self._resubmit("its ServerApp died", record)
             return
         reader.join(LOG_END_S)  # what the run told comes before its end
         if status.sub_status == "completed":
             self._finish("stopped" if stopping else "completed", status.details)
         elif status.sub_status == "stopped" or stopping:
             self._finish("stopped", status.details)
-        elif APP_EXCEPTION in status.details or self._state.attempts >= SUBMISSIONS_MAX:
+        elif APP_EXCEPTION in status.details:
             self._finish("failed", status.details.removeprefix(APP_EXCEPTION))
         else:
-            self._resubmit(f"its ServerApp died ({status.details})")
+            self._resubmit(f"its ServerApp died ({status.details})", record)
 
-    def _resubmit(self, reason: str) -> None:
+    def _is_dead(self, status: adapter.RunStatus, *, seen: bool, alive: bool) -> bool:
+        """Whether nobody works on a run of which Flower says that somebody does.
+
+        Without an executor of ours (``FL_ISOLATION=subprocess``) there is no record, and Flower's
+        own minute has to do.
+        """
+        if alive or status.status == "pending" or not self._told.supervised:
+            self._unseen_since = None
+            return False
+        if seen:
+            return True
+        if self._unseen_since is None:
+            self._unseen_since = self._clock()
+        return self._clock() - self._unseen_since >= UNSEEN_LIMIT_S
+
+    def _resubmit(self, reason: str, record: task_record.TaskRecord | None) -> None:
+        """Give the newest submission up, and make another one after a pause, if there is sense."""
+        if record is not None:
+            record.kill()  # it may live, cut off from a SuperLink that has given it up
+        self._unseen_since = None
+        fruitless = 0 if self._committed() > self._state.committed else self._state.attempts
+        if fruitless >= SUBMISSIONS_MAX:
+            self._finish("failed", f"{reason}, {fruitless} times without a new round")
+            return
+        delay_s = RESUBMIT_DELAY_S * 2.0 ** (fruitless - 2) if fruitless > 1 else 0.0
+        self._not_before = self._clock() + min(delay_s, RESUBMIT_DELAY_MAX_S)
         self._emit(events.Notice("WARNING", f"The run is submitted again: {reason}."))
         self._state.status = "waiting"
         self._save()

@@ -30,7 +30,7 @@ from onefed import aggregate, arrays
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot
 from onefed.errors import ExitCode, NotFoundError, OnefedError
-from onefed.flower import loop, packing, payload, strategy
+from onefed.flower import adapter_runtime, loop, packing, payload, strategy
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -93,6 +93,7 @@ def managed(initial_arrays: str, evaluate: str | None) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         surroundings = Surroundings.from_environ(os.environ)
         packing.hasten_pulls()
+        adapter_runtime.hurry(grid)
         log = EventLog(surroundings.events, role="superlink", clock=lambda: datetime.now(UTC))
         try:
             _train(

@@ -10,11 +10,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from onefed.errors import OnefedError
+from onefed.checkpoint import RecoveryStore
+from onefed.errors import OnefedError, StorageError
 from onefed.flower import adapter, enrolment_server
 from onefed.flower.desk import Desk
 from onefed.flower.instructions import Instructions
@@ -40,12 +42,25 @@ class Supervisor:
         gate: onegate.OneGate | None,
         emit: Callable[[events.Event], None],
         now: Callable[[], datetime],
+        clock: Callable[[], float],
+        committed: Callable[[], int] | None = None,
     ) -> None:
+        """
+        Args:
+            clock: monotonic seconds.
+            committed: the last committed round; None: that of the recovery store.
+        """
         roster = Roster(instructions.roster, now)
         self._nodes = Registrar(
             control=control, gate=gate, roster=roster, listed=instructions.node_keys, emit=emit
         )
-        self._run = RunWatch(instructions, control=control, emit=emit)
+        self._run = RunWatch(
+            instructions,
+            control=control,
+            emit=emit,
+            committed=committed or (lambda: committed_round(instructions.recovery)),
+            clock=clock,
+        )
         self._desk = Desk(instructions, roster, self._nodes, self._run, control=control, now=now)
 
     def step(self) -> bool:
@@ -75,7 +90,9 @@ def main(arguments: list[str]) -> int:
         if told.onegate_endpoint is not None:
             token = told.token_file.read_text(encoding="ascii").strip()
             gate = onegate.OneGate(told.onegate_endpoint, token, told.vm_id)
-        supervisor = Supervisor(told, control=control, gate=gate, emit=log.emit, now=now)
+        supervisor = Supervisor(
+            told, control=control, gate=gate, emit=log.emit, now=now, clock=time.monotonic
+        )
         if told.enrolment_socket is not None:
             enrolment_server.start(told.enrolment_socket, told.requests)
         _supervise(supervisor, stopping)
@@ -85,6 +102,15 @@ def main(arguments: list[str]) -> int:
         log.emit(events.RunStatus("failed", error.message))
     stopping.wait()
     return 0
+
+
+def committed_round(recovery: Path) -> int:
+    """The last round in a recovery store; 0 where there is none, or none that can be read."""
+    try:
+        newest = RecoveryStore(recovery).peek()
+    except StorageError:
+        return 0
+    return 0 if newest is None else newest.round_number
 
 
 def _supervise(supervisor: Supervisor, stopping: threading.Event) -> None:

@@ -273,7 +273,7 @@ def test_a_program_that_dies_is_started_again_and_told(create, programs) -> None
     async def scene() -> None:
         await until(lambda: vm.states[-1:] == ["running"])
         before = vm.alive()
-        victim = next(each for each in before if "flower-superexec" in " ".join(each.cmdline()))
+        victim = next(each for each in before if "onefed.flower.executor" in each.cmdline())
         victim.kill()
         await until(lambda: len(set(vm.alive()) - set(before)) == 1)
         told_to_stop()
@@ -303,7 +303,7 @@ def test_a_superlink_that_keeps_dying_fails_the_boot_with_its_last_words(create,
 def test_a_program_that_keeps_dying_later_ends_the_machine_and_it_is_ready_no_more(
     create, programs
 ) -> None:
-    programs(flower_superlink=HEALTH, flower_superexec=DIE_WHEN_TOLD, python=PAUSE)
+    programs(flower_superlink=HEALTH, python=DIE_WHEN_TOLD)
     vm = create(SUPERLINK)
 
     async def scene() -> None:
@@ -313,14 +313,14 @@ def test_a_program_that_keeps_dying_later_ends_the_machine_and_it_is_ready_no_mo
 
     assert live(vm, scene) == ExitCode.BOOT
     assert vm.states == ["booting", "running", "failed"]
-    assert "superexec keeps dying" in vm.told(events.VmState)[-1].reason
+    assert "keeps dying" in vm.told(events.VmState)[-1].reason
     assert vm.attributes["FL_READY"] == "NO"
     assert vm.attributes["FL_ERROR"] == "program_died"
     assert vm.alive() == []
 
 
 def test_a_program_that_is_not_installed_fails_the_boot(create, programs) -> None:
-    programs(flower_superlink=HEALTH, python=PAUSE)
+    programs(flower_superlink=HEALTH)
     vm = create(SUPERLINK)
     assert live(vm) == ExitCode.BOOT
     reason = vm.told(events.VmState)[-1].reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from onefed.checkpoint import files
-from onefed.flower import adapter, bundle, mailbox, run_log, run_watch
+from onefed.flower import adapter, bundle, mailbox, run_log, run_watch, task_record
 from onefed.flower.instructions import Instructions
 from onefed.flower.supervisor import Supervisor
 from onefed.local import onegate as local_onegate
@@ -35,13 +36,17 @@ DIED = "No heartbeat received from the run"
 class Coordinator:
     """The machine of a SuperLink, its service, and what its supervisor is told."""
 
-    def __init__(self, folder: Path, server: Any, endpoint: str, model: Any) -> None:
+    def __init__(self, folder: Path, server: Any, endpoint: str, model: Any, clock: Any) -> None:
         self.folder = folder
         self.server = server
         self.events: list[events.Event] = []
+        self.clock = clock
         self.model = model
         self._endpoint = endpoint
         self._controls: list[adapter.Control] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.committed: Callable[[], int] | None = None
+        """The last committed round, instead of that of the recovery store."""
         self._machine = model.add_vm("superlink", "superlink_0", "192.168.150.100", {})
         self.told = Instructions(
             superlink=server.address,
@@ -68,6 +73,8 @@ class Coordinator:
             gate=onegate.OneGate(self._endpoint, self._machine.token, self._machine.vm_id),
             emit=self.events.append,
             now=lambda: datetime.now(UTC),
+            clock=self.clock,
+            committed=self.committed,
         )
 
     def ask(self, watching: Supervisor, kind: str, **what: Any) -> Any:
@@ -116,6 +123,9 @@ class Coordinator:
 
     def close(self) -> None:
         """End what runs, whoever reads its log, the connections and the machines."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
         self.server.end_runs()
         self.wait_for_logs()
         for control in self._controls:
@@ -149,6 +159,14 @@ class Coordinator:
         self.server.run_starts(self.runs()[-1].run_id)
         return watching
 
+    def server_app_starts(self, run_id: int | None = None) -> subprocess.Popen[bytes]:
+        """A process that the executor wrote down as the ServerApp of the newest run."""
+        process = subprocess.Popen(["sleep", "1000"])
+        self._processes.append(process)
+        record = task_record.TaskRecord.of(run_id or self.runs()[-1].run_id, process.pid)
+        task_record.write(self.told.task_record, record)
+        return process
+
     def run_dies(self, details: str = DIED) -> None:
         self.server.run_ends(self.runs()[-1].run_id, "failed", details)
 
@@ -165,9 +183,9 @@ def cloud() -> Iterator[tuple[str, service.ServiceModel]]:
 
 @pytest.fixture
 def coordinator(
-    tmp_path: Path, superlink_server: Any, cloud: tuple[str, service.ServiceModel]
+    tmp_path: Path, superlink_server: Any, cloud: tuple[str, service.ServiceModel], clock: Any
 ) -> Iterator[Coordinator]:
-    made = Coordinator(tmp_path, superlink_server, *cloud)
+    made = Coordinator(tmp_path, superlink_server, *cloud, clock)
     yield made
     made.close()
 
@@ -535,6 +553,7 @@ class TestRun:
         for _ in range(run_watch.SUBMISSIONS_MAX - 1):
             with_app.run_dies()
             watching.step()
+            with_app.clock.sleep(run_watch.RESUBMIT_DELAY_MAX_S)
             watching.step()
             with_app.server.run_starts(with_app.runs()[-1].run_id)
 
@@ -542,7 +561,10 @@ class TestRun:
 
         assert watching.step()
         assert len(with_app.runs()) == run_watch.SUBMISSIONS_MAX
-        assert with_app.of(events.RunStatus) == [events.RunStatus("failed", DIED)]
+        [status] = with_app.of(events.RunStatus)
+        assert status.status == "failed"
+        assert DIED in status.details
+        assert "5 times without a new round" in status.details
 
     def test_an_app_that_raised_has_failed_at_once(self, with_app: Coordinator) -> None:
         watching = with_app.running()
@@ -591,6 +613,138 @@ class TestRun:
         identities = {run.override_config["run"] for run in with_app.runs()}
         assert identities == {state["run"]}
         assert len(with_app.runs()) == 3
+
+
+class TestDeadServerApp:
+    """Flower learns of a dead ServerApp after a minute; the record of its process tells at once."""
+
+    def test_a_dead_process_is_a_dead_run(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        process = with_app.server_app_starts()
+        for _ in range(2):
+            assert not watching.step()
+        assert len(with_app.runs()) == 1
+
+        process.kill()
+        process.wait()
+        for _ in range(2):
+            assert not watching.step()
+
+        first, second = with_app.runs()
+        assert first.status.sub_status == "stopped"
+        assert second.status.status == "pending"
+        assert second.override_config["run"] == first.override_config["run"]
+        assert [event.attempt for event in with_app.of(events.RunSubmitted)] == [1, 2]
+
+    def test_one_that_only_waits_to_be_reaped_is_dead(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        process = with_app.server_app_starts()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+        for _ in range(2):
+            assert not watching.step()
+
+        assert len(with_app.runs()) == 2
+
+    def test_a_kill_between_giving_up_and_submitting_makes_one_new_run(
+        self, with_app: Coordinator
+    ) -> None:
+        watching = with_app.running()
+        process = with_app.server_app_starts()
+        process.kill()
+        process.wait()
+        assert not watching.step()
+
+        assert not with_app.boot().step()
+
+        assert [run.status.sub_status for run in with_app.runs()] == ["stopped", ""]
+
+    def test_one_that_flower_has_given_up_is_ended_before_the_next(
+        self, with_app: Coordinator
+    ) -> None:
+        """A SuperLink that was away for more than a minute says so; its ServerApp may live."""
+        watching = with_app.running()
+        process = with_app.server_app_starts()
+
+        with_app.run_dies()
+        assert not watching.step()
+
+        assert process.wait() == -signal.SIGKILL
+
+    def test_one_that_nobody_recorded_is_waited_for_a_while(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        assert not watching.step()
+        with_app.clock.sleep(run_watch.UNSEEN_LIMIT_S - 1)
+        assert not watching.step()
+        assert with_app.state()["status"] == "running"
+
+        with_app.clock.sleep(1)
+        assert not watching.step()
+
+        assert with_app.state()["status"] == "waiting"
+
+    def test_the_record_of_another_run_says_nothing(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        process = with_app.server_app_starts(run_id=1)
+        process.kill()
+        process.wait()
+
+        assert not watching.step()
+
+        assert with_app.state()["status"] == "running"
+
+    def test_without_our_executor_flowers_word_is_waited_for(self, with_app: Coordinator) -> None:
+        with_app.told = replace(with_app.told, supervised=False)
+        watching = with_app.running()
+        assert not watching.step()
+        with_app.clock.sleep(run_watch.UNSEEN_LIMIT_S + 1)
+
+        assert not watching.step()
+
+        assert with_app.state()["status"] == "running"
+
+    def test_a_dead_one_after_a_stop_ends_the_run(self, with_app: Coordinator) -> None:
+        watching = with_app.running()
+        process = with_app.server_app_starts()
+        with_app.told.stop_request.touch()
+        process.kill()
+        process.wait()
+
+        assert not watching.step()
+        assert watching.step()
+
+        assert with_app.of(events.RunStatus)[0].status == "stopped"
+
+    def test_the_first_new_try_is_at_once_and_fruitless_ones_wait_longer_and_longer(
+        self, with_app: Coordinator
+    ) -> None:
+        watching = with_app.running()
+        waited = []
+        for _ in range(run_watch.SUBMISSIONS_MAX - 1):
+            with_app.run_dies()
+            watching.step()
+            before = len(with_app.runs())
+            begun = with_app.clock()
+            while len(with_app.runs()) == before:
+                watching.step()
+                with_app.clock.sleep(0.5)
+            waited.append(with_app.clock() - begun - 0.5)
+            with_app.server.run_starts(with_app.runs()[-1].run_id)
+
+        assert waited == [0.0, 1.0, 2.0, 4.0]
+
+    def test_committed_rounds_count_anew(self, with_app: Coordinator) -> None:
+        rounds = iter(range(1, 100))
+        with_app.committed = lambda: next(rounds)
+        watching = with_app.running()
+        for _ in range(2 * run_watch.SUBMISSIONS_MAX):
+            with_app.run_dies()
+            assert not watching.step()
+            assert not watching.step()
+            with_app.server.run_starts(with_app.runs()[-1].run_id)
+
+        assert with_app.of(events.RunStatus) == []
 
 
 class TestStop:
@@ -740,6 +894,7 @@ class TestState:
             "run_log": "/var/serverapp.log",
             "node_keys": [],
             "enrolment_socket": "opt/flower/gateway/enrolment.sock",
+            "supervised": True,
         }
         path = tmp_path / "supervisor.json"
         path.write_text(json.dumps(document))

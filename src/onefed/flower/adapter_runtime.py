@@ -1,0 +1,126 @@
+"""The private names of flwr 1.41.0 around the Runtime API: tasks, and the grid of a ServerApp.
+
+``tests/unit/flower/test_adapter_runtime.py`` is the contract with them.
+
+Sources: flwr 1.41.0, ``supercore/superexec/run_superexec.py``,
+``supercore/superexec/executor/subprocess_executor.py``, ``superlink/grid/http_grid.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.serverapp import Grid
+from flwr.supercore.auth import load_superexec_auth_secret
+from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TASK_TYPE_TO_COMMAND
+from flwr.supercore.constant import TaskType as _TaskType
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+
+from onefed.flower.adapter import SuperLinkError
+
+ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
+"""What the secret of a SuperExec signs."""
+
+GRID_RETRY_FIRST_S = 0.1
+GRID_RETRY_MAX_S = 1.0
+"""Between two tries of a ServerApp whose SuperLink is away. Flower's own grow to 20 s, and a
+SuperLink that is back would wait for its ServerApp."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run that waits for its ServerApp."""
+
+    run_id: int
+    task_id: int
+    token: str
+    """Worthless once the task has ended."""
+
+
+class Runtime:
+    """The SuperLink's Runtime API, as a SuperExec for ServerApps uses it."""
+
+    def __init__(self, address: str, ca_certificate: Path | None, secret_file: Path) -> None:
+        """``ca_certificate`` is a PEM file; None means plain HTTP."""
+        self._address = address
+        self._ca_certificate = ca_certificate
+        try:
+            secret = load_superexec_auth_secret(secret_file=str(secret_file))
+            if secret is None:
+                raise ValueError(f"{secret_file} holds no secret")
+            self._client = RuntimeHttpClient.from_server_address(
+                server_address=address,
+                insecure=ca_certificate is None,
+                root_certificates=None if ca_certificate is None else ca_certificate.read_bytes(),
+                interceptors=[
+                    RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+                    SuperExecAuthHttpInterceptor(
+                        master_secret=secret,
+                        protected_methods=frozenset({ACQUIRE_TASK}),
+                    ),
+                ],
+            )
+        except (OSError, ValueError) as error:
+            raise SuperLinkError(
+                f"The Runtime API at {address} cannot be used: {error}",
+                hint="The boot makes the CA certificate and the secret: boot again.",
+            ) from error
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._client.close()
+
+    def acquire(self) -> Task | None:
+        """Take a run that waits for its ServerApp; whoever took it has to start one.
+
+        Raises:
+            SuperLinkError: no answer, or a refusal.
+        """
+        request = AcquireTaskRequest(supported_task_types=[_TaskType.SERVER_APP])
+        try:
+            answer = self._client.AcquireTask(request)
+        except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+            raise SuperLinkError(
+                f"Could not ask for a task: {type(error).__name__}: {error}",
+                hint="The SuperLink may be starting; its log says why.",
+            ) from error
+        if not answer.HasField("task") or not answer.token:
+            return None
+        return Task(answer.task.run_id, answer.task.task_id, answer.token)
+
+    def server_app_command(self, task: Task, *, parent: int) -> list[str]:
+        """The program of a task, which ends itself when ``parent`` has died."""
+        trust = (
+            ["--insecure"]
+            if self._ca_certificate is None
+            else ["--root-certificates", str(self._ca_certificate)]
+        )
+        return [
+            TASK_TYPE_TO_COMMAND[_TaskType.SERVER_APP],
+            *(TASK_TYPE_TO_APPIO_API_ADDRESS_ARG[_TaskType.SERVER_APP], self._address),
+            *("--token", task.token),
+            *trust,
+            *("--parent-pid", str(parent)),
+        ]
+
+
+def hurry(grid: Grid) -> None:
+    """Have a ServerApp's grid look for a lost SuperLink at least every second.
+
+    A grid of another kind, such as that of a test, has nothing to hurry.
+    """
+    invoker = getattr(grid, "_retry_invoker", None)
+    with contextlib.suppress(AttributeError):
+        if invoker is not None:
+            invoker.wait_gen_factory = _pauses
+
+
+def _pauses() -> Iterator[float]:
+    return itertools.chain((GRID_RETRY_FIRST_S, 0.3), itertools.repeat(GRID_RETRY_MAX_S))
