@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from onefed.appliance import partitions
 from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
 
@@ -24,6 +25,16 @@ EDGE_WAIT_FIRST_S = 10.0
 
 SUPERLINK_ROLE = "superlink"
 SUPERNODE_ROLE = "supernode"
+
+CLAIM = "FL_PARTITION"
+"""Attribute of a supernode: the partition that it trains."""
+
+CLAIMS_READ_MAX = 200
+"""Nodes whose claims are read one by one; a larger service takes places, which shift."""
+
+CLAIM_TRIES = 5
+CLAIM_LOOK_S = 1.0
+"""Before the second look after a move, so that others see it."""
 
 _ENDPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}:[0-9]{1,5}")
 """A letter or digit first: what begins with a dash would be a flag to the program that gets it."""
@@ -99,17 +110,52 @@ def discover(
     raise AssertionError("itertools.count does not end")
 
 
-def partition(service: onegate.Service, vm_id: str) -> str | None:
-    """``partition-id=I num-partitions=N`` from the position among the supernodes, or None.
+def waits(backoff: str | None, wait_max_s: float) -> Iterator[float]:
+    """The schedule of a node: ``backoff`` is FL_EDGE_BACKOFF where somebody set it or its cap.
 
-    The platform removes the oldest nodes first when it scales down, so a later node may be given
-    an id that was another's.
+    Only the templates for the edge ask for these two, so a node that has them is one.
     """
-    for role in service.roles:
-        members = [node.vm_id for node in role.nodes]
-        if role.name == SUPERNODE_ROLE and vm_id in members:
-            return f"partition-id={members.index(vm_id)} num-partitions={len(members)}"
-    return None
+    return edge_waits(wait_max_s) if backoff == "exponential" else standard_waits()
+
+
+def partition(gate: onegate.OneGate, vm_id: str) -> partitions.Partition | None:
+    """The partition of a supernode, by what the others have claimed; None when it is none."""
+    members = [
+        node.vm_id
+        for role in gate.service().roles
+        if role.name == SUPERNODE_ROLE
+        for node in role.nodes
+    ]
+    if len(members) > CLAIMS_READ_MAX:
+        return partitions.assign(members, {}, vm_id)
+    claims = {
+        member: gate.vm_by_id(member).attributes.get(CLAIM, "")
+        for member in members
+        if vm_id in members
+    }
+    return partitions.assign(members, claims, vm_id)
+
+
+def claim_partition(
+    gate: onegate.OneGate, vm_id: str, sleep: Callable[[float], None]
+) -> partitions.Partition | None:
+    """Take a partition and look again: of two that took the same one, the younger moves.
+
+    Raises:
+        onegate.OneGateError: OneGate does not answer or does not take the claim.
+    """
+    found = partition(gate, vm_id)
+    for attempt in range(CLAIM_TRIES):
+        if found is None or gate.vm().attributes.get(CLAIM) == str(found.id):
+            return found
+        gate.publish(CLAIM, str(found.id))
+        if attempt:
+            sleep(CLAIM_LOOK_S)
+        again = partition(gate, vm_id)
+        if again is None or again.id == found.id:
+            return again
+        found = again
+    return found
 
 
 def is_endpoint(text: str) -> bool:

@@ -79,12 +79,14 @@ class Guest:
         self._runtime = ProcessRuntime(self._on_restart)
         self._died: surroundings.ProgramDiedError | None = None
         self._tell = tell
+        self._coordinator: superlink.SuperLink | None = None
 
     async def run(self) -> int:
         """Boot, stay up, stop; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._take_new_certificate)
         self._state("booting")
         gate: onegate.OneGate | None = None
         exit_code = ExitCode.OK
@@ -97,7 +99,7 @@ class Guest:
             await asyncio.to_thread(self._boot, loop, gate, given)
             self._state("running")
             self._say("running", given)
-            await self._stop_asked.wait()
+            await self._until_asked_to_stop()
             self._go_on()
         except StoppedError:
             pass
@@ -152,6 +154,7 @@ class Guest:
         apply: Callable[[], None]
         if self._options.role is context.Role.SUPERLINK:
             coordinator = superlink.SuperLink(edge, resolution)
+            self._coordinator = coordinator
             apply = functools.partial(steps.apply, superlink.STEPS, coordinator)
         else:
             node = supernode.SuperNode(edge, resolution)
@@ -178,6 +181,32 @@ class Guest:
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
             raise StoppedError
+
+    async def _until_asked_to_stop(self) -> None:
+        """Stay up; once a day look whether the server certificate ends soon."""
+        while True:
+            try:
+                await asyncio.wait_for(self._stop_asked.wait(), superlink.RENEWAL_LOOK_S)
+            except TimeoutError:
+                await asyncio.to_thread(self._renew)
+            else:
+                return
+
+    def _renew(self) -> None:
+        if self._coordinator is None:
+            return
+        try:
+            outcome = superlink.renew(self._coordinator)
+        except OnefedError as error:
+            self._warn(f"The server certificate was not renewed. {error}")
+            return
+        if outcome.status is steps.Status.DONE:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    def _take_new_certificate(self) -> None:
+        """SIGHUP: ``onefed appliance renew`` has written one."""
+        for name in superlink.SHOW_CERTIFICATE:
+            self._runtime.restart(name)
 
     def _ask_to_stop(self) -> None:
         self._stopping.set()

@@ -72,6 +72,12 @@ def find(path: Path) -> Keeper | None:
     return None
 
 
+def renewed(keeper: Keeper) -> None:
+    """Tell the holder that there is a new server certificate."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(keeper.pid, signal.SIGHUP)
+
+
 def stop(keeper: Keeper) -> None:
     """Ask the holder to drain and end."""
     with contextlib.suppress(ProcessLookupError):

@@ -131,6 +131,8 @@ class Systemd:
     def units(self, programs: Sequence[Program]) -> Outcome:
         """Write those units that differ, and have systemd read them."""
         wanted = units.of(programs, self.role, self.runtime, self.paths, python=sys.executable)
+        if self.role is Role.SUPERLINK:
+            wanted += units.renewal()
         files.make_folder(self.paths.units)
         written = [
             unit.name
@@ -206,6 +208,8 @@ class Systemd:
         unit = units.name(program.name, self.role)
         self._must("systemctl", "enable", unit)
         self._must("systemctl", "restart", unit)
+        if program.name == Role.SUPERLINK:
+            self._must("systemctl", "enable", "--now", units.RENEWAL_TIMER)
 
     def running(self, name: str) -> bool:
         """Whether systemd says that it is active."""
@@ -216,6 +220,13 @@ class Systemd:
         unit = units.name(name, self.role)
         shown = self.run(("systemctl", "show", "--value", "-p", "NRestarts", unit)).last_line
         return shown.isdecimal() and int(shown) >= EARLY_DEATHS_MAX
+
+    def restart(self, names: Sequence[str]) -> None:
+        """Start units again that are active; the others stay as they are."""
+        for name in names:
+            if not description.path(self.paths.programs, name).exists():
+                continue
+            self._must("systemctl", "try-restart", units.name(name, self.role))
 
     def stop(self, names: Sequence[str]) -> None:
         """Stop programs, the last started first; each has its limit in its unit."""

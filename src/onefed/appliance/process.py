@@ -108,6 +108,12 @@ class ProcessRuntime:
         keeper = self._keepers.get(name)
         return keeper is not None and keeper.done()
 
+    def restart(self, name: str) -> None:
+        """End a program by SIGTERM; it is started again like one that died. Nothing if unknown."""
+        process = self._processes.get(name)
+        if process is not None and process.returncode is None:
+            _signal_group(process.pid, signal.SIGTERM)
+
     async def stop(self) -> None:
         """Stop all programs, the last started first: SIGTERM to the group, then SIGKILL."""
         for name in reversed(list(self._keepers)):

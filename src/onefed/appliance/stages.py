@@ -20,6 +20,7 @@ from onefed.appliance import (
     drain,
     keeper,
     machine,
+    ownership,
     platform,
     steps,
     superlink,
@@ -137,6 +138,23 @@ def bootstrap(order: Order, world: World) -> str:
     return _bootstrap_keeper(order, world)
 
 
+def renew(order: Order, world: World) -> steps.Outcome:
+    """Renew the server certificate when it ends soon, and have the programs show the new one."""
+    given = surroundings.look(order.paths, world.warn, order.context_file)
+    link = _subject(order, world, given, None)
+    if not isinstance(link, superlink.SuperLink):
+        return steps.skipped("a node has no certificate")
+    outcome = superlink.renew(link)
+    if outcome.status is steps.Status.DONE:
+        ownership.give(order.paths)
+        found = keeper.find(order.paths.keeper)
+        if found is not None:
+            keeper.renewed(found)
+        if isinstance(link.edge.platform, platform.Systemd):
+            link.edge.platform.restart(superlink.SHOW_CERTIFICATE)
+    return outcome
+
+
 def stop(order: Order, world: World) -> bool:
     """Drain a machine; False when nothing ran.
 
@@ -160,13 +178,13 @@ def stop(order: Order, world: World) -> bool:
     return bool(names)
 
 
-def _apply(
+def _subject(
     order: Order,
-    stage: Stage,
     world: World,
     given: Surroundings,
     gate: onegate.OneGate | None,
-) -> None:
+) -> superlink.SuperLink | supernode.SuperNode:
+    """A machine as its steps see it."""
     paths = order.paths
     resolution = context.resolve(order.role, context_file=given.context)
     facts = {**machine.read_facts(paths), "address": given.address}
@@ -189,11 +207,20 @@ def _apply(
         platform=systemd or platform.Processes(),
         facts=facts,
     )
-    subject = (
-        superlink.SuperLink(edge, resolution)
-        if order.role is context.Role.SUPERLINK
-        else supernode.SuperNode(edge, resolution)
-    )
+    if order.role is context.Role.SUPERLINK:
+        return superlink.SuperLink(edge, resolution)
+    return supernode.SuperNode(edge, resolution)
+
+
+def _apply(
+    order: Order,
+    stage: Stage,
+    world: World,
+    given: Surroundings,
+    gate: onegate.OneGate | None,
+) -> None:
+    paths = order.paths
+    subject = _subject(order, world, given, gate)
     machine.make_folder(paths.config, 0o750)
     wanted = plan(order.role, stage)
     ours = {step.id for step in wanted}

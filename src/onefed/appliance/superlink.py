@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from onefed import context
@@ -16,11 +17,19 @@ from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
 from onefed.checkpoint import files
 from onefed.tls import material, names, pem
+from onefed.tls.authority import KeyKind
 from onefed.tls.errors import TlsMaterialError
 
 HEALTH_POLL_S = 0.2
 HEALTH_LIMIT_S = 120.0
 """Generous: a SuperLink takes 2 to 6 s here, and a virtual machine may be slow."""
+
+RENEW_BEFORE = timedelta(days=30)
+RENEWAL_LOOK_S = 24 * 3600.0
+"""How often a machine looks whether its certificate ends soon."""
+
+SHOW_CERTIFICATE = ("superlink", "gateway")
+"""Programs that read the server certificate as they start."""
 
 CONTAINER_CHECKPOINT_PATH = "/app/checkpoints"
 """Default of ``FL_CHECKPOINT_PATH``: inside a container; it stands for ``Paths.checkpoints``."""
@@ -165,14 +174,32 @@ def _require_loopback(certificate_pem: bytes) -> None:
         )
 
 
-def _own_authority(link: SuperLink) -> material.Material:
+def _own_authority(
+    link: SuperLink, renew_before: timedelta = material.RENEW_BEFORE
+) -> material.Material:
     edge = link.edge
     return material.ensure(
         edge.paths.certificates,
         addresses=[edge.facts["address"]],
         extra_sans=link.chosen.cert_extra_san,
         now=edge.now(),
+        key_kind=KeyKind(link.chosen.cert_key_type),
+        renew_before=renew_before,
     )
+
+
+def renew(link: SuperLink) -> Outcome:
+    """A new server certificate from the kept authority, when the old one ends within 30 days.
+
+    No node has to trust anything new. ``SHOW_CERTIFICATE`` have to start again.
+    """
+    chosen = link.chosen
+    if not chosen.tls_enabled:
+        return skipped("FL_TLS_ENABLED is NO")
+    if chosen.ssl_certificate_pem is not None:
+        return skipped("the certificates are the operator's, and so is their renewal")
+    made = _own_authority(link, RENEW_BEFORE)
+    return done(made.reason) if made.created else unchanged(made.reason)
 
 
 def _gateway(link: SuperLink) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def _discover(node: SuperNode) -> Outcome:
     else:
         node.found = discovery.discover(
             edge.gate,
-            waits=discovery.standard_waits(),
+            waits=_waits(node),
             sleep=edge.sleep,
             on_try=lambda attempt, finding: edge.warn(f"Discovery, try {attempt}: {finding}."),
         )
@@ -173,8 +173,10 @@ def _identity(node: SuperNode) -> Outcome:
     known = {**wanted, REGISTERED: key.fingerprint}
     if edge.gate.vm().attributes.items() >= known.items():
         return unchanged(f"key {key.fingerprint[:16]} is registered")
+    held = edge.gate.vm().attributes
     for name, value in wanted.items():
-        edge.gate.publish(name, value)
+        if held.get(name) != value:
+            edge.gate.publish(name, value)
     started = edge.clock()
     while not _registered(edge.gate, key.fingerprint):
         if edge.clock() - started > REGISTRATION_LIMIT_S:
@@ -378,14 +380,21 @@ def _node_config(node: SuperNode) -> str:
         edge.warn("The partition is not known without OneGate: the app decides by its node id.")
         return ""
     try:
-        found = discovery.partition(edge.gate.service(), edge.vm_id)
+        found = discovery.claim_partition(edge.gate, edge.vm_id, edge.sleep)
     except onegate.OneGateError as error:
         edge.warn(f"The partition is not known: {error.message}")
         return ""
     if found is None:
         edge.warn("The partition is not known: this machine is not among the service's supernodes.")
         return ""
-    return found
+    return found.node_config
+
+
+def _waits(node: SuperNode) -> Iterator[float]:
+    values = node.resolution.values
+    is_edge = values["FL_EDGE_BACKOFF"].is_set or values["FL_EDGE_MAX_BACKOFF"].is_set
+    chosen = node.chosen
+    return discovery.waits(chosen.edge_backoff if is_edge else None, chosen.edge_max_backoff_s)
 
 
 def _partition_id(node_config: str) -> str | None:

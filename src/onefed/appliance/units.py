@@ -6,8 +6,10 @@ boot with another context leaves the units as they are.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
@@ -19,6 +21,8 @@ START_LIMIT_S = 120
 
 STOP_MARGIN_S = 5
 """Between the program's own limit and systemd's SIGKILL."""
+
+RENEWAL_TIMER = "flower-superlink-renewal.timer"
 
 USER = "flower"
 """Uid and gid 49999; the image makes the account."""
@@ -131,6 +135,37 @@ def dcgm(role: Role) -> Unit:
         Install=("WantedBy=multi-user.target",),
     )
     return Unit(f"{container}.service", text)
+
+
+def renewal() -> tuple[Unit, Unit]:
+    """Looks once a day whether the server certificate ends soon; as root, for the authority's key.
+
+    It reads and writes below ``/opt/flower``, and asks systemd to start two programs again.
+    """
+    program = f"{Path(sys.executable).parent}/onefed appliance renew --role superlink"
+    service = _sections(
+        Unit=("Description=onefed superlink: renewal of the server certificate",),
+        Service=(
+            "Type=oneshot",
+            f"ExecStart={program}",
+            "ReadWritePaths=-/opt/flower",
+            *(line for line in _EVERYWHERE if not line.startswith("CapabilityBoundingSet")),
+            # The new files are given to the programs' user.
+            "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER",
+            *_WITHOUT_DEVICES,
+            "PrivateNetwork=yes",
+            "RestrictAddressFamilies=AF_UNIX",
+        ),
+    )
+    timer = _sections(
+        Unit=("Description=onefed superlink: renewal of the server certificate, daily",),
+        Timer=("OnCalendar=daily", "RandomizedDelaySec=3600", "Persistent=true"),
+        Install=("WantedBy=timers.target",),
+    )
+    return (
+        Unit(RENEWAL_TIMER.replace(".timer", ".service"), GENERATED + service),
+        Unit(RENEWAL_TIMER, GENERATED + timer),
+    )
 
 
 def _service(

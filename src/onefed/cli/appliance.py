@@ -170,6 +170,18 @@ def drain(
 
 
 @app.command()
+def renew(
+    role: RoleOption,
+    root: RootOption = Path("/"),
+    context_: ContextOption = None,
+) -> None:
+    """Renew the server certificate from the kept authority when it ends within 30 days."""
+    order = stages.Order(role, root.absolute(), Runtime.DOCKER, context_)
+    outcome = stages.renew(order, _world(lambda _: None))
+    say(f"{outcome.status}: {outcome.detail}")
+
+
+@app.command()
 def script(
     kind: Annotated[
         lifecycle.Script, typer.Argument(metavar="NAME", help="appliance.sh or health-check.sh.")

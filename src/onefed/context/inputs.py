@@ -85,7 +85,7 @@ def vm_inputs(role: Role) -> dict[str, str]:
         row.name: user_input(row)
         for row in VARIABLES.values()
         if role in row.appliances
-        and row.level is not Level.PLATFORM
+        and row.level not in (Level.PLATFORM, Level.EDGE)  # set, they make it an edge node
         and row.name not in OPERATOR_CERTIFICATES
     }
 

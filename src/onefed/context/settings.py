@@ -76,6 +76,8 @@ class SuperLinkSettings:
     """Private key of that certificate. Never log, publish or pass it on (FL_SSL_KEYFILE)."""
     node_keys: tuple[str, ...]
     """Lines of OpenSSH public keys of nodes elsewhere that may connect (FL_NODE_KEYS)."""
+    cert_key_type: str
+    """``ec-p256`` or ``rsa-4096``, of keys that are made (FL_CERT_KEY_TYPE)."""
     cert_extra_san: tuple[str, ...]
     """``IP:<address>`` or ``DNS:<name>``, in normal spelling (FL_CERT_EXTRA_SAN)."""
     checkpoint_enabled: bool
@@ -167,6 +169,7 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         ssl_certificate_pem=read.optional("FL_SSL_CERTFILE", bytes),
         ssl_key_pem=read.optional("FL_SSL_KEYFILE", bytes),
         node_keys=read.optional("FL_NODE_KEYS", tuple) or (),
+        cert_key_type=read.required("FL_CERT_KEY_TYPE", str),
         cert_extra_san=read.optional("FL_CERT_EXTRA_SAN", tuple) or (),
         checkpoint_enabled=read.required("FL_CHECKPOINT_ENABLED", bool),
         checkpoint_interval_rounds=read.required("FL_CHECKPOINT_INTERVAL", int),

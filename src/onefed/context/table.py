@@ -298,6 +298,17 @@ _TLS = (
         secret=True,
     ),
     Variable(
+        name="FL_CERT_KEY_TYPE",
+        appliances=SUPERLINK,
+        level=Level.INSTANCE,
+        default="ec-p256",
+        rule=syntax.one_of(("ec-p256", "rsa-4096")),
+        example="rsa-4096",
+        help="Kind of the keys that the coordinator makes; those that are there stay.",
+        maps_to="keys of the generated authority and certificate",
+        ours=True,
+    ),
+    Variable(
         name="FL_CERT_EXTRA_SAN",
         appliances=SUPERLINK,
         level=Level.MULTI_SITE,
@@ -599,7 +610,6 @@ _EDGE = (
         example="fixed",
         help="How the waits grow while an edge node looks for its coordinator.",
         maps_to="discovery",
-        in_effect=False,
     ),
     Variable(
         name="FL_EDGE_MAX_BACKOFF",
@@ -610,7 +620,6 @@ _EDGE = (
         example="60",
         help="Seconds that such a wait lasts at most.",
         maps_to="discovery",
-        in_effect=False,
     ),
 )
 

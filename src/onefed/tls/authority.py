@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LIFETIME = timedelta(days=365)
+"""Of a server certificate."""
+
+CA_LIFETIME = timedelta(days=3650)
+"""Of the authority, so that server certificates can be renewed from it and no node has to trust
+anything new. The older design gave both a year, and a redeployment after it."""
 
 BACKDATE = timedelta(hours=1)
 """A node whose clock is this much behind still accepts a certificate made just now."""
@@ -68,7 +73,7 @@ def create_ca(
     key = key or generate_key(kind)
     subject = _subject(CA_COMMON_NAME)
     builder = (
-        _builder(subject, subject, key, now)
+        _builder(subject, subject, key, now, CA_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
     )
@@ -142,7 +147,11 @@ def _subject(common_name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: pem.PrivateKey, now: datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: pem.PrivateKey,
+    now: datetime,
+    lifetime: timedelta = LIFETIME,
 ) -> x509.CertificateBuilder:
     assert now.tzinfo is not None, "a naive time means another moment on another machine"
     begin = now.replace(microsecond=0) - BACKDATE
@@ -153,7 +162,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
-        .not_valid_after(begin + LIFETIME)
+        .not_valid_after(begin + lifetime)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 

@@ -65,26 +65,28 @@ def ensure(
     now: datetime,
     key_kind: KeyKind = KeyKind.EC_P256,
     owner: Owner | None = None,
+    renew_before: timedelta = RENEW_BEFORE,
 ) -> Material:
     """Keep the certificates if they are fit, else make what is missing.
 
-    Fit: the chain verifies, everything is valid for RENEW_BEFORE longer, the key is the
+    Fit: the chain verifies, everything is valid for ``renew_before`` longer, the key is the
     certificate's and private, and the names cover loopback, ``addresses`` and ``extra_sans``
     (entries ``IP:...`` or ``DNS:...``). When only the server's part is unfit, the kept authority
     signs a new one, and nodes notice nothing. An authority that ends is renewed with its key.
     """
     required = names.required(addresses, extra_sans)
-    unfit = _unfit(folder, required, now, owner)
+    soon = now + renew_before
+    unfit = _unfit(folder, required, soon, owner)
     if unfit is None:
         return _material(folder, created=False, reason="the certificates are valid and fit")
     files.make_folder(folder, owner)
-    ca = _authority(folder, now, key_kind, owner)
+    ca = _authority(folder, now, soon, key_kind, owner)
     server = authority.create_server_certificate(ca, required, now, kind=key_kind)
     files.write_secret(folder / SERVER_KEY, pem.dump_private_key(server.key), owner)
     files.write_public(
         folder / SERVER_CERTIFICATE, pem.dump_certificates([server.certificate]), owner
     )
-    if (still := _unfit(folder, required, now, owner)) is not None:
+    if (still := _unfit(folder, required, soon, owner)) is not None:
         raise TlsError(f"The certificates just made in {folder} cannot be used: {still}")
     return _material(folder, created=True, reason=unfit)
 
@@ -205,8 +207,10 @@ def _material(folder: Path, *, created: bool, reason: str, warning: str | None =
     )
 
 
-def _unfit(folder: Path, required: Sequence[str], now: datetime, owner: Owner | None) -> str | None:
-    """Why the certificates in the folder cannot be kept, or None."""
+def _unfit(
+    folder: Path, required: Sequence[str], soon: datetime, owner: Owner | None
+) -> str | None:
+    """Why the certificates in the folder cannot be kept until ``soon``, or None."""
     try:
         anchors = _certificates(folder / CA_CERTIFICATE)
         chain = _certificates(folder / SERVER_CERTIFICATE)
@@ -218,14 +222,16 @@ def _unfit(folder: Path, required: Sequence[str], now: datetime, owner: Owner | 
     if (problem := authority.chain_problem(chain, anchors)) is not None:
         return problem
     for path, found in ((CA_CERTIFICATE, anchors), (SERVER_CERTIFICATE, chain)):
-        if any(_ends_soon(certificate, now) for certificate in found):
-            return f"{path} ends within {RENEW_BEFORE.total_seconds() / 3600:.0f} hours"
+        if any(certificate.not_valid_after_utc < soon for certificate in found):
+            return f"{path} ends soon: {min(each.not_valid_after_utc for each in found):%Y-%m-%d}"
     if uncovered := names.missing(required, names.of(chain[0])):
         return f"{SERVER_CERTIFICATE} does not cover {', '.join(uncovered)}"
     return None
 
 
-def _authority(folder: Path, now: datetime, kind: KeyKind, owner: Owner | None) -> authority.Issued:
+def _authority(
+    folder: Path, now: datetime, soon: datetime, kind: KeyKind, owner: Owner | None
+) -> authority.Issued:
     """The kept authority if it can still sign; else renewed with its key; else a new one."""
     key_path = _ca_key_path(folder)
     try:
@@ -236,7 +242,7 @@ def _authority(folder: Path, now: datetime, kind: KeyKind, owner: Owner | None) 
         kept = _certificates(folder / CA_CERTIFICATE)
     except (TlsMaterialError, StorageError):
         kept = ()
-    if key and len(kept) == 1 and _speaks_for(key, kept[0]) and not _ends_soon(kept[0], now):
+    if key and len(kept) == 1 and _speaks_for(key, kept[0]) and kept[0].not_valid_after_utc >= soon:
         return authority.Issued(kept[0], key)
     made = authority.create_ca(now, kind=kind, key=key)
     files.make_folder(key_path.parent)
@@ -279,10 +285,6 @@ def _collect(
 
 def _speaks_for(key: pem.PrivateKey, certificate: x509.Certificate) -> bool:
     return key.public_key() == certificate.public_key()
-
-
-def _ends_soon(certificate: x509.Certificate, now: datetime) -> bool:
-    return certificate.not_valid_after_utc < now + RENEW_BEFORE
 
 
 def _out_of_date(chain: Sequence[x509.Certificate], now: datetime) -> list[str]:

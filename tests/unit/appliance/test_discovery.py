@@ -204,8 +204,8 @@ def test_the_partition_is_the_place_among_the_supernodes(cloud) -> None:
     cloud.add("superlink", **READY)
     nodes = [cloud.add("supernode") for _ in range(3)]
     with cloud.gate(nodes[0]) as gate:
-        service = gate.service()
-    assert [discovery.partition(service, vm.vm_id) for vm in nodes] == [
+        found = [discovery.partition(gate, vm.vm_id) for vm in nodes]
+    assert [each.node_config for each in found if each] == [
         "partition-id=0 num-partitions=3",
         "partition-id=1 num-partitions=3",
         "partition-id=2 num-partitions=3",
@@ -216,6 +216,49 @@ def test_who_is_no_supernode_of_the_service_has_no_partition(cloud) -> None:
     link = cloud.add("superlink", **READY)
     node = cloud.add("supernode")
     with cloud.gate(node) as gate:
-        service = gate.service()
-    assert discovery.partition(service, link.vm_id) is None
-    assert discovery.partition(service, "4711") is None
+        assert discovery.partition(gate, link.vm_id) is None
+        assert discovery.partition(gate, "4711") is None
+
+
+def test_a_claim_is_kept_over_a_reboot_whatever_the_place_is(cloud, time) -> None:
+    cloud.add("supernode")
+    node = cloud.add("supernode", FL_PARTITION="5")
+    with cloud.gate(node) as gate:
+        found = discovery.claim_partition(gate, node.vm_id, time.sleep)
+    assert found is not None
+    assert found.node_config == "partition-id=5 num-partitions=6"
+    assert cloud.published(node) == []
+
+
+def test_a_new_node_takes_what_a_removed_one_has_left(cloud, time) -> None:
+    cloud.add("supernode", FL_PARTITION="1")
+    node = cloud.add("supernode")
+    with cloud.gate(node) as gate:
+        found = discovery.claim_partition(gate, node.vm_id, time.sleep)
+    assert found is not None
+    assert found.node_config == "partition-id=0 num-partitions=2"
+    assert cloud.published(node) == [("FL_PARTITION", "0")]
+
+
+def test_of_two_that_took_the_same_partition_the_younger_moves(cloud, time) -> None:
+    """The younger one had looked before the older one had published."""
+    older = cloud.add("supernode", FL_PARTITION="0")
+    younger = cloud.add("supernode", FL_PARTITION="0")
+    with cloud.gate(younger) as gate:
+        found = discovery.claim_partition(gate, younger.vm_id, time.sleep)
+    assert found is not None
+    assert found.id == 1
+    with cloud.gate(older) as gate:
+        kept = discovery.claim_partition(gate, older.vm_id, time.sleep)
+    assert kept is not None
+    assert kept.id == 0
+
+
+@pytest.mark.parametrize(
+    ("backoff", "first"),
+    [(None, [10, 10, 10, 10]), ("fixed", [10, 10, 10, 10]), ("exponential", [10, 20, 40, 45])],
+)
+def test_the_schedule_of_a_node(backoff: str | None, first: list[int]) -> None:
+    waits = discovery.waits(backoff, 45)
+    assert [next(waits) for _ in first] == first
+    assert (next(itertools.islice(waits, 100, None), None) is None) == (backoff != "exponential")

@@ -9,7 +9,7 @@ import base64
 import json
 import socket
 import stat
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +377,45 @@ def test_extra_names_are_in_the_generated_certificate(coordinator) -> None:
     content = (coordinator.paths.certificates / material.SERVER_CERTIFICATE).read_bytes()
     held = names.of(pem.certificates("server.pem", content)[0])
     assert held >= {"IP:127.0.0.1", "IP:203.0.113.50", "DNS:fl.example.com"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("ec-p256", b"EC PRIVATE KEY"), ("rsa-4096", b"RSA PRIVATE KEY")]
+)
+def test_the_kind_of_the_keys_is_a_choice(coordinator, kind: str, said: bytes) -> None:
+    coordinator.variables["FL_CERT_KEY_TYPE"] = kind
+    coordinator.boot(superlink.STEPS[:8])
+    key = pem.private_key(
+        "server.key", (coordinator.paths.certificates / material.SERVER_KEY).read_bytes()
+    )
+    assert said.split()[0].decode() in type(key).__name__.upper()
+
+
+def test_a_certificate_that_ends_soon_is_renewed_from_the_kept_authority(coordinator) -> None:
+    coordinator.boot(superlink.STEPS[:8])
+    folder = coordinator.paths.certificates
+    before = {name: (folder / name).read_bytes() for name in ("ca.crt", "server.pem")}
+
+    def renew(days: int) -> Status:
+        link = coordinator.subject()
+        link.edge.now = lambda: datetime.now(UTC) + timedelta(days=days)
+        return superlink.renew(link).status
+
+    assert renew(300) is Status.UNCHANGED
+    assert renew(340) is Status.DONE
+    assert renew(340) is Status.UNCHANGED
+    after = {name: (folder / name).read_bytes() for name in before}
+    assert after["ca.crt"] == before["ca.crt"], "no node has to trust anything new"
+    assert after["server.pem"] != before["server.pem"]
+    chain = pem.certificates("server.pem", after["server.pem"])
+    anchors = pem.certificates("ca.crt", before["ca.crt"])
+    assert authority.chain_problem(chain, anchors) is None
+    assert chain[0].not_valid_after_utc > datetime.now(UTC) + timedelta(days=700)
+
+
+def test_what_is_not_ours_is_not_renewed(coordinator) -> None:
+    coordinator.variables["FL_TLS_ENABLED"] = "NO"
+    assert superlink.renew(coordinator.subject()).status is Status.SKIPPED
 
 
 def test_a_link_in_place_of_the_certificates_is_refused(coordinator, tmp_path: Path) -> None:

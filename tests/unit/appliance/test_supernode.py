@@ -313,6 +313,25 @@ def test_a_coordinator_that_never_comes_fails_the_boot(node, time) -> None:
     assert node.started == []
 
 
+@pytest.mark.usefixtures("supervisor")
+@pytest.mark.parametrize(
+    "edge", [{"FL_EDGE_BACKOFF": "exponential"}, {"FL_EDGE_MAX_BACKOFF": "300"}]
+)
+def test_an_edge_node_waits_longer_and_longer_and_never_gives_up(
+    node, cloud, ca: str, time, edge: dict[str, str]
+) -> None:
+    link = cloud.add("superlink", FL_ENDPOINT=ENDPOINT, FL_TLS="YES", FL_CA_CERT=ca)
+
+    def become_ready() -> None:
+        if time.now_s >= 100_000:
+            cloud.model.update_attributes(link.vm_id, {"FL_READY": "YES"})
+
+    time.after_every_sleep(become_ready)
+    node.variables |= edge
+    assert ENDPOINT in node.boot()["SN-07"].detail
+    assert time.slept[:7] == [10, 20, 40, 80, 160, 300, 300]
+
+
 def test_without_address_and_token_there_is_no_way(node) -> None:
     node.gate = None
     with pytest.raises(BootError, match="neither an address nor a OneGate token") as caught:

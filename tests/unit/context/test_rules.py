@@ -156,10 +156,9 @@ def test_x23_a_probe_is_answered_before_the_next_one(role: Role) -> None:
 
 def test_x26_longest_wait_of_a_fixed_schedule() -> None:
     given = {"FL_EDGE_MAX_BACKOFF": "60"}
-    not_yet = [(WARNING, "FL_EDGE_BACKOFF"), (WARNING, "FL_EDGE_MAX_BACKOFF")]
     found = findings(SUPERNODE, FL_EDGE_BACKOFF="fixed", **given)
-    assert found == [*not_yet, (INFO, "FL_EDGE_MAX_BACKOFF")]
-    assert findings(SUPERNODE, **given) == [(WARNING, "FL_EDGE_MAX_BACKOFF")]
+    assert found == [(INFO, "FL_EDGE_MAX_BACKOFF")]
+    assert findings(SUPERNODE, **given) == []
 
 
 def test_o1_run_config_that_belongs_to_a_variable() -> None:

@@ -73,6 +73,7 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "FL_SSL_CA_CERTFILE": ("no base64!", "QUJD"),
     "FL_SSL_CERTFILE": ("no base64!", "QUJD"),
     "FL_SSL_KEYFILE": ("no base64!", "QUJD"),
+    "FL_CERT_KEY_TYPE": ("EC-P256", "ed25519", "rsa-1024"),
     "FL_CERT_EXTRA_SAN": (
         "10.0.0.1",
         "IP:10.0.0",

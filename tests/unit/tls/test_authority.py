@@ -83,7 +83,9 @@ def test_extra_names_are_accepted(folder: Path, now: datetime) -> None:
 def test_a_node_that_pinned_the_authority_accepts_its_renewal(
     folder: Path, tmp_path: Path, now: datetime
 ) -> None:
-    old = material.ensure(folder, addresses=[], now=now - timedelta(days=364, hours=12))
+    old = material.ensure(
+        folder, addresses=[], now=now - authority.CA_LIFETIME + timedelta(hours=12)
+    )
     pinned = tmp_path / "pinned.crt"
     pinned.write_bytes(old.ca_certificate_path.read_bytes())
     renewed = material.ensure(folder, addresses=[], now=now)
@@ -111,7 +113,7 @@ def test_certificates_say_what_the_reference_demands(now: datetime) -> None:
     for certificate, is_ca in ((ca.certificate, True), (server, False)):
         assert isinstance(certificate.signature_hash_algorithm, hashes.SHA256)
         lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-        assert lifetime == timedelta(days=365)
+        assert lifetime == (authority.CA_LIFETIME if is_ca else timedelta(days=365))
         extensions = certificate.extensions
         assert extensions.get_extension_for_class(x509.BasicConstraints).value.ca is is_ca
         usage = extensions.get_extension_for_class(x509.KeyUsage).value

@@ -351,7 +351,7 @@ def test_a_node_keeps_its_authority_until_an_operator_says_otherwise(
     mine = material.ca_for_publication(folder)
     node = tmp_path / "node"
     material.install_ca(node, mine)
-    ensure(folder, START + 365 * DAY)
+    ensure(folder, START + authority.CA_LIFETIME)
     renewed = material.ca_for_publication(folder)
     assert renewed != mine
     path = material.install_ca(node, renewed)
