@@ -103,12 +103,12 @@ such attribute for the signal that opens its deployment gate.
 A node with `FL_SUPERLINK_ADDRESS` uses it; every other one asks OneGate.
 It takes the superlink that says `FL_READY=YES`, and asks again every \
 {discovery.STANDARD_WAIT_S:.0f} s, {discovery.STANDARD_TRIES} times at most.
-Where `FL_EDGE_BACKOFF` or `FL_EDGE_MAX_BACKOFF` is set, as the templates for the edge do, the waits \
-double from {discovery.EDGE_WAIT_FIRST_S:.0f} s to that cap and it never gives up; `fixed` is as \
+Where `FL_EDGE_BACKOFF` or `FL_EDGE_MAX_BACKOFF` is set, as the templates for the edge do, the \
+waits double from {discovery.EDGE_WAIT_FIRST_S:.0f} s to that cap and it never gives up; `fixed` is as \
 without.
 
-A node's partition is a claim, `FL_PARTITION`, which it keeps over reboots, unless `FL_NODE_CONFIG` \
-says otherwise.
+A node's partition is a claim, `FL_PARTITION`, which it keeps over reboots, unless \
+`FL_NODE_CONFIG` says otherwise.
 A new node takes the lowest partition that no other node claims: the platform removes the oldest \
 nodes first when it scales down, and a mere position would give those that stay other data.
 `num-partitions` is the number of nodes, and at least one more than the highest claim.
@@ -120,8 +120,8 @@ A service of more than {discovery.CLAIMS_READ_MAX} nodes takes positions.
 The coordinator's authority lasts {authority.CA_LIFETIME.days} days and its server certificate \
 {authority.LIFETIME.days}.
 Once a day, or by `onefed appliance renew`, a certificate that ends within \
-{superlink.RENEW_BEFORE.days} days is made anew from the kept authority, and the programs that show \
-it start again: no node has to trust anything new, and nothing is deployed again.
+{superlink.RENEW_BEFORE.days} days is made anew from the kept authority, and the programs that \
+show it start again: no node has to trust anything new, and nothing is deployed again.
 
 ## Programs
 
