@@ -104,8 +104,8 @@ A node with `FL_SUPERLINK_ADDRESS` uses it; every other one asks OneGate.
 It takes the superlink that says `FL_READY=YES`, and asks again every \
 {discovery.STANDARD_WAIT_S:.0f} s, {discovery.STANDARD_TRIES} times at most.
 Where `FL_EDGE_BACKOFF` or `FL_EDGE_MAX_BACKOFF` is set, as the templates for the edge do, the \
-waits double from {discovery.EDGE_WAIT_FIRST_S:.0f} s to that cap and it never gives up; `fixed` is as \
-without.
+waits double from {discovery.EDGE_WAIT_FIRST_S:.0f} s to that cap, and it never gives up; \
+`fixed` is as without.
 
 A node's partition is a claim, `FL_PARTITION`, which it keeps over reboots, unless \
 `FL_NODE_CONFIG` says otherwise.
