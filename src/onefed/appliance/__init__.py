@@ -16,6 +16,7 @@ description  a program as a file; ``launch`` becomes it; ``ownership`` gives it 
 commands     the one door to programs that a boot waits for
 surroundings what the platform put on the disk: context, token, OneGate
 stages       plan, configure, bootstrap and drain as commands; ``keeper`` finds who keeps a machine
+gpu          GPUs at boot, and what is missing for them
 health       what READY means; certificates that end
 lifecycle    the few lines of shell that the platform demands
 guest        a machine made of processes: boots, keeps its programs running, drains

@@ -145,6 +145,7 @@ class Guest:
             now=lambda: datetime.now(UTC),
             sleep=self._sleep,
             warn=self._warn,
+            emit=self._log.emit,
             facts={
                 **machine.read_facts(self._paths),
                 "address": given.address,

@@ -19,13 +19,14 @@ from pathlib import Path
 import httpx
 
 from onefed import context
-from onefed.appliance import steps
+from onefed.appliance import gpu, steps
 from onefed.appliance.paths import Paths
 from onefed.appliance.platform import Platform, Processes
 from onefed.appliance.process import Program
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 from onefed.opennebula import onegate
+from onefed.telemetry.events import Event
 
 HEALTH_TIMEOUT_S = 2.0
 
@@ -77,6 +78,8 @@ class Edge:
     sleep: Callable[[float], None]
     warn: Callable[[str], None]
     platform: Platform = field(default_factory=Processes)
+    driver: gpu.Driver = field(default_factory=gpu.System)
+    emit: Callable[[Event], None] = lambda _: None
     facts: dict[str, str] = field(default_factory=dict)
     """What a step found out and a later one needs; begins with ``read_facts``."""
 

@@ -17,6 +17,7 @@ from onefed.appliance.description import Description, Runtime
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import EARLY_DEATHS_MAX, Program
 from onefed.appliance.steps import Outcome, done, skipped, unchanged
+from onefed.appliance.units import Unit
 from onefed.checkpoint import files
 from onefed.context import Role
 from onefed.errors import ExitCode, OnefedError
@@ -74,6 +75,14 @@ class Platform(Protocol):
         """Whether what runs under the name of a program is this program."""
         ...
 
+    def sidecar(self, unit: Unit) -> Outcome:
+        """Step SN-14a: a program beside ours runs.
+
+        Raises:
+            EngineError: it cannot be started; no reason to fail a boot.
+        """
+        ...
+
     def why(self, name: str) -> str:
         """What is known about the death of a program; empty: nothing."""
         ...
@@ -103,6 +112,10 @@ class Processes:
         """A machine that was told something else starts anew as a whole."""
         del program
         return True
+
+    def sidecar(self, unit: Unit) -> Outcome:
+        """Sidecars are containers."""
+        return skipped(f"no Docker: {unit.name} is a container")
 
     def why(self, name: str) -> str:
         """Its log says it."""
@@ -188,6 +201,16 @@ class Systemd:
         """Whether its description says what it should."""
         return description.is_written(self.paths.programs, self._description(program))
 
+    def sidecar(self, unit: Unit) -> Outcome:
+        """Write its unit and start it, where there is Docker."""
+        if self.runtime is Runtime.PROCESS:
+            return skipped(f"no Docker: {unit.name} is a container")
+        files.make_folder(self.paths.units)
+        if _write(self.paths.units / unit.name, unit.text.encode(), mode=0o644):
+            self._must("systemctl", "daemon-reload")
+        self._must("systemctl", "enable", "--now", unit.name)
+        return done(f"{unit.name} runs")
+
     def why(self, name: str) -> str:
         """The exit code of its main process, and what that means."""
         unit = units.name(name, self.role)
@@ -244,7 +267,7 @@ class Systemd:
             mounted=container.mounts(self.role, self.paths, more=more),
             binaries=Path(sys.executable).parent,
             environment_file=self._environment_file(program),
-            gpus=self.gpus() if program.name != "supervisor" else None,
+            gpus=self.gpus(),
         )
 
     def _environment_file(self, program: Program) -> Path:

@@ -94,7 +94,8 @@ such attribute for the signal that opens its deployment gate.
 | `FL_PARTITION` | supernode | number of the partition that it trains (ours) |
 | `FL_NODE_REGISTERED` | the superlink, on the node | fingerprint of the registered key (ours) |
 | `FL_NODE_ID` | supernode | its VM id |
-| `FL_GPU_AVAILABLE` | supernode | `NO`: GPUs are not used yet |
+| `FL_GPU_AVAILABLE` | supernode | `YES` when training uses a GPU |
+| `FL_CLIENT_STATUS` | supernode | `3`, disconnected, once it was drained |
 | `FL_NODE_READY` | supernode | `YES` once it runs, `NO` when the machine failed |
 | `READY` | the guest agent | `YES` once the boot is through |
 
@@ -114,6 +115,15 @@ nodes first when it scales down, and a mere position would give those that stay 
 `num-partitions` is the number of nodes, and at least one more than the highest claim.
 Of two nodes that took the same partition at the same moment the younger one moves when it sees it.
 A service of more than {discovery.CLAIMS_READ_MAX} nodes takes positions.
+
+## GPUs
+
+With `FL_GPU_ENABLED` a node looks for the kernel module and asks `nvidia-smi`.
+Without both it warns and trains on its CPU.
+Apps find `CUDA_VISIBLE_DEVICES` (only for explicit ids), `FL_GPU_MEMORY_FRACTION` and
+`TF_FORCE_GPU_ALLOW_GROWTH` in their environment; a container gets `--gpus all`.
+`onefed gpu validate` says what is missing and how to repair it, with `--host` on the host that
+passes GPUs to virtual machines; it ends with 1 when a check failed.
 
 ## Certificates
 

@@ -34,6 +34,7 @@ from onefed.appliance.surroundings import Surroundings
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
+from onefed.telemetry.log import EventLog
 
 KEEPER_POLL_S = 0.1
 KEEPER_LIMIT_S = 600.0
@@ -204,6 +205,7 @@ def _subject(
         now=world.now,
         sleep=world.sleep,
         warn=world.warn,
+        emit=EventLog(events(paths), order.role.value, world.now).emit,
         platform=systemd or platform.Processes(),
         facts=facts,
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import discovery, enrolment, machine, programs
+from onefed.appliance import discovery, enrolment, gpu, machine, programs, units
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
 from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
+from onefed.telemetry import events
 from onefed.tls import material, node_keys, trust
 
 REGISTRATION_POLL_S = 0.3
@@ -227,7 +228,7 @@ def all_programs(node: SuperNode, facts: Mapping[str, str]) -> tuple[Program, ..
         edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
     )
     tls = facts["tls"] == "YES"
-    return programs.supernode(
+    made = programs.supernode(
         node.chosen,
         edge.paths,
         base,
@@ -237,6 +238,56 @@ def all_programs(node: SuperNode, facts: Mapping[str, str]) -> tuple[Program, ..
         node_config=facts["node_config"],
         runtime_port=int(facts["runtime_port"]),
     )
+    more = _gpu_environment(node.chosen) if facts.get("gpus") else {}
+    return tuple(replace(each, environment={**each.environment, **more}) for each in made)
+
+
+def _gpu_environment(chosen: context.SuperNodeSettings) -> dict[str, str]:
+    """What apps read; ``all`` is no value of CUDA_VISIBLE_DEVICES."""
+    devices = chosen.cuda_visible_devices
+    return {
+        **({} if devices == "all" else {"CUDA_VISIBLE_DEVICES": devices}),
+        "FL_GPU_MEMORY_FRACTION": str(chosen.gpu_memory_fraction),
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
+
+
+def _gpus(node: SuperNode) -> Outcome:
+    edge, chosen = node.edge, node.chosen
+    if not chosen.gpu_enabled:
+        machine.save_facts(edge, gpus="")
+        return skipped("FL_GPU_ENABLED is NO: training runs on the CPU")
+    found = gpu.detect(edge.driver)
+    if not found.gpus:
+        is_news = machine.save_facts(edge, gpus="")
+        edge.emit(events.GpuUnavailable("cpu"))
+        edge.warn(f"No GPU, {found.why_not}: training runs on the CPU. See: onefed gpu validate")
+        return (done if is_news else unchanged)(f"CPU: {found.why_not}")
+    absent = gpu.missing_devices(chosen.cuda_visible_devices, len(found.gpus))
+    if absent:
+        edge.warn(
+            f"FL_CUDA_VISIBLE_DEVICES names {', '.join(absent)}; this node has GPUs 0 to "
+            f"{len(found.gpus) - 1}."
+        )
+    for each in found.gpus:
+        edge.emit(events.GpuDetected(each.name, each.memory_mb, each.driver_version))
+    is_news = machine.save_facts(edge, gpus=chosen.cuda_visible_devices)
+    listed = ", ".join(f"{each.name} ({each.memory_mb} MB)" for each in found.gpus)
+    return (done if is_news else unchanged)(listed)
+
+
+def _gpu_metrics(node: SuperNode) -> Outcome:
+    edge = node.edge
+    if not node.chosen.dcgm_enabled:
+        return skipped("FL_DCGM_ENABLED is NO")
+    if not edge.facts.get("gpus"):
+        edge.warn("FL_DCGM_ENABLED is YES and training uses no GPU: there are no GPU metrics.")
+        return skipped("no GPU is used")
+    try:
+        return edge.platform.sidecar(units.dcgm(context.Role.SUPERNODE))
+    except OnefedError as error:
+        edge.warn(f"There are no GPU metrics. {error}")
+        return skipped(error.message)
 
 
 def _unit(node: SuperNode) -> Outcome:
@@ -276,7 +327,7 @@ def _publish(node: SuperNode) -> Outcome:
         "FL_ROLE": "supernode",
         "FL_VERSION": edge.facts.get("version", node.chosen.flower_version),
         "FL_NODE_ID": edge.vm_id,
-        "FL_GPU_AVAILABLE": "NO",
+        "FL_GPU_AVAILABLE": "YES" if edge.facts.get("gpus") else "NO",
         "FL_NODE_READY": "YES",
     }
     return machine.publish(edge, attributes)
@@ -313,13 +364,7 @@ STEPS: tuple[Step[SuperNode], ...] = (
     Step("SN-07b", "TLS trust", _C, "the CA certificate is checked and in place", _trust),
     Step("SN-07c", "Node identity", _C, "the coordinator has registered the node key", _identity),
     Step("SN-08", "Wait for Docker", _B, "the engine answers", _docker),
-    Step(
-        "SN-09",
-        "GPU detection",
-        _B,
-        "GPU flags, or CPU",
-        lambda _: skipped("not built yet: training runs on the CPU"),
-    ),
+    Step("SN-09", "GPU detection", _B, "GPU flags, or CPU", _gpus),
     Step(
         "SN-10",
         "Version override",
@@ -330,13 +375,7 @@ STEPS: tuple[Step[SuperNode], ...] = (
     Step("SN-11", "Start", _B, "SuperNode and SuperExec run", _start),
     Step("SN-12", "Wait for running", _B, "the SuperNode answers", _running),
     Step("SN-13", "Publish", _B, "attributes in OneGate, FL_NODE_READY last", _publish),
-    Step(
-        "SN-14a",
-        "DCGM sidecar",
-        _B,
-        "GPU metrics",
-        lambda _: skipped("not built yet: no GPU metrics"),
-    ),
+    Step("SN-14a", "DCGM sidecar", _B, "GPU metrics", _gpu_metrics),
     Step("SN-15", "Report ready", _P, "READY=YES opens the deployment gate", _ready),
 )
 

@@ -15,7 +15,18 @@ import typer
 from rich.text import Text
 
 from onefed import context as variables
-from onefed.cli import appliance, checkpoint, completion, doctor, look, nodes, peer, runs, start
+from onefed.cli import (
+    appliance,
+    checkpoint,
+    completion,
+    doctor,
+    gpu,
+    look,
+    nodes,
+    peer,
+    runs,
+    start,
+)
 from onefed.cli import context as context_commands
 from onefed.cli.screen import LogFormat, error_console
 from onefed.context.completion import complete as complete_set
@@ -46,6 +57,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(context_commands.app, name="context")
 app.add_typer(appliance.app, name="appliance")
 app.add_typer(peer.app, name="peer")
+app.add_typer(gpu.app, name="gpu")
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", help="Number of nodes (SuperNodes).")]
 Rounds = Annotated[

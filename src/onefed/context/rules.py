@@ -171,6 +171,16 @@ def ca_for_static_address(values: Values) -> Iterator[Finding]:
         yield _finding(Severity.WARNING, "FL_SSL_CA_CERTFILE", message)
 
 
+def gpu_enabled(values: Values) -> Iterator[Finding]:
+    if values["FL_GPU_ENABLED"].text == "YES":
+        return
+    names = ("FL_CUDA_VISIBLE_DEVICES", "FL_GPU_MEMORY_FRACTION")
+    yield from _ignored(values, names, "FL_GPU_ENABLED is NO")
+    if values["FL_DCGM_ENABLED"].text == "YES":
+        message = "FL_DCGM_ENABLED is YES and FL_GPU_ENABLED is NO: there will be no GPU metrics."
+        yield _finding(Severity.WARNING, "FL_DCGM_ENABLED", message)
+
+
 def probe_answered_in_time(values: Values) -> Iterator[Finding]:
     time, timeout = "FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT"
     time_s, timeout_s = int(values[time].text), int(values[timeout].text)
@@ -275,6 +285,14 @@ CROSS_RULES = (
         "`FL_SUPERLINK_ADDRESS` with `FL_TLS_ENABLED` set to YES needs `FL_SSL_CA_CERTFILE`; "
         "with `FL_TLS_ENABLED` left out its absence is a WARNING.",
         ca_for_static_address,
+    ),
+    CrossRule(
+        "X19",
+        SUPERNODE,
+        ("FL_GPU_ENABLED", "FL_DCGM_ENABLED"),
+        "`FL_CUDA_VISIBLE_DEVICES` and `FL_GPU_MEMORY_FRACTION` are ignored unless "
+        "`FL_GPU_ENABLED` is YES; `FL_DCGM_ENABLED` without it is a WARNING (X21).",
+        gpu_enabled,
     ),
     CrossRule(
         "X23",

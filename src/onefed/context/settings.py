@@ -127,6 +127,14 @@ class SuperNodeSettings:
     """The operator's CA certificate. None: take it from OneGate (FL_SSL_CA_CERTFILE)."""
     enrolment_token: str | None = dataclasses.field(repr=False)
     """Never log, publish or pass it on (FL_ENROLMENT_TOKEN)."""
+    gpu_enabled: bool
+    """Look for GPUs at boot, and train on them (FL_GPU_ENABLED)."""
+    cuda_visible_devices: str
+    """``all``, or indices joined by commas (FL_CUDA_VISIBLE_DEVICES)."""
+    gpu_memory_fraction: float
+    """Above 0, at most 1; apps read it from their environment (FL_GPU_MEMORY_FRACTION)."""
+    dcgm_enabled: bool
+    """GPU metrics beside the node (FL_DCGM_ENABLED)."""
     edge_backoff: str
     """``exponential`` or ``fixed`` (FL_EDGE_BACKOFF)."""
     edge_max_backoff_s: int
@@ -197,6 +205,10 @@ def supernode_settings(resolution: Resolution) -> SuperNodeSettings:
         tls_enabled=tls if resolution.values["FL_TLS_ENABLED"].is_set else None,
         ssl_ca_pem=read.optional("FL_SSL_CA_CERTFILE", bytes),
         enrolment_token=read.optional("FL_ENROLMENT_TOKEN", str),
+        gpu_enabled=read.required("FL_GPU_ENABLED", bool),
+        cuda_visible_devices=read.required("FL_CUDA_VISIBLE_DEVICES", str),
+        gpu_memory_fraction=read.required("FL_GPU_MEMORY_FRACTION", float),
+        dcgm_enabled=read.required("FL_DCGM_ENABLED", bool),
         edge_backoff=read.required("FL_EDGE_BACKOFF", str),
         edge_max_backoff_s=read.required("FL_EDGE_MAX_BACKOFF", int),
         log_level=read.required("FL_LOG_LEVEL", str),

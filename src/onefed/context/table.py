@@ -499,7 +499,6 @@ _GPU = (
         example="YES",
         help="Train on the GPUs of the node.",
         maps_to="`--gpus all`",
-        in_effect=False,
     ),
     Variable(
         name="FL_CUDA_VISIBLE_DEVICES",
@@ -512,7 +511,6 @@ _GPU = (
         example="0,1",
         help="GPUs that training may use.",
         maps_to="env `CUDA_VISIBLE_DEVICES`",
-        in_effect=False,
     ),
     Variable(
         name="FL_GPU_MEMORY_FRACTION",
@@ -523,7 +521,6 @@ _GPU = (
         example="0.5",
         help="Share of the GPU memory that PyTorch may take.",
         maps_to="env `FL_GPU_MEMORY_FRACTION`",
-        in_effect=False,
     ),
 )
 
@@ -596,7 +593,6 @@ _MONITORING = (
         example="YES",
         help="Serve GPU metrics on port 9400.",
         maps_to="GPU metrics exporter",
-        in_effect=False,
     ),
 )
 

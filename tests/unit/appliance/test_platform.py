@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onefed.appliance import commands, description, platform
+from onefed.appliance import commands, description, platform, units
 from onefed.appliance.commands import Done
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
@@ -198,3 +198,34 @@ def test_a_command_that_is_not_there_is_an_answer_too() -> None:
     assert commands.run(["/no/such/program"]).code == commands.NOT_FOUND
     assert commands.run(["sh", "-c", "echo a; echo b >&2; exit 3"]) == Done(3, "a\nb\n")
     assert commands.run(["sh", "-c", "exec sleep 60"], timeout_s=0.05).code == commands.TIMED_OUT
+
+
+def test_a_sidecar_is_a_unit_that_is_started(systemd, machine, tmp_path) -> None:
+    unit = units.dcgm(Role.SUPERNODE)
+    assert systemd().sidecar(unit).status is Status.DONE
+    assert machine.asked == [
+        "systemctl daemon-reload",
+        "systemctl enable --now dcgm-exporter.service",
+    ]
+    assert (Paths(tmp_path).units / unit.name).read_text() == unit.text
+    assert systemd(runtime=Runtime.PROCESS).sidecar(unit).status is Status.SKIPPED
+
+
+def test_a_sidecar_that_cannot_be_started_is_an_error_for_its_step_to_judge(
+    systemd, machine
+) -> None:
+    machine.answers["systemctl enable"] = Done(1, "Unit docker.service not found.\n")
+    with pytest.raises(EngineError, match=r"docker\.service not found"):
+        systemd().sidecar(units.dcgm(Role.SUPERNODE))
+
+
+def test_the_renewal_of_the_certificate_is_a_timer_of_the_coordinator(
+    programs_of, systemd, machine
+) -> None:
+    made = systemd(Role.SUPERLINK, Runtime.PROCESS)
+    made.units(programs_of(Role.SUPERLINK))
+    assert (made.paths.units / units.RENEWAL_TIMER).exists()
+    made.start(programs_of(Role.SUPERLINK)[0])
+    assert machine.asked[-1] == f"systemctl enable --now {units.RENEWAL_TIMER}"
+    made.restart(["superlink", "gateway"])
+    assert machine.asked[-1] == "systemctl try-restart flower-superlink.service"

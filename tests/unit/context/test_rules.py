@@ -154,6 +154,17 @@ def test_x23_a_probe_is_answered_before_the_next_one(role: Role) -> None:
     assert findings(role, **{time: "9", timeout: "3"}) == [*not_yet, (WARNING, time)]
 
 
+def test_x19_gpu_settings_without_gpu() -> None:
+    given = {"FL_CUDA_VISIBLE_DEVICES": "0", "FL_GPU_MEMORY_FRACTION": "0.5"}
+    assert findings(SUPERNODE, **given) == [(INFO, name) for name in given]
+    assert findings(SUPERNODE, **given, FL_GPU_ENABLED="YES") == []
+
+
+def test_x21_gpu_metrics_without_gpu() -> None:
+    assert findings(SUPERNODE, FL_DCGM_ENABLED="YES") == [(WARNING, "FL_DCGM_ENABLED")]
+    assert findings(SUPERNODE, FL_DCGM_ENABLED="YES", FL_GPU_ENABLED="YES") == []
+
+
 def test_x26_longest_wait_of_a_fixed_schedule() -> None:
     given = {"FL_EDGE_MAX_BACKOFF": "60"}
     found = findings(SUPERNODE, FL_EDGE_BACKOFF="fixed", **given)
