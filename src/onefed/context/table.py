@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onefed.context import access, syntax
+from onefed.context import access, guest_agent, syntax
 from onefed.context.requirements import (
     ABOVE_ZERO,
     ADDRESS,
     BOOLEAN,
     BOTH,
     CERTIFICATE,
-    FILE_CHARS_MAX,
     FLOWER_VERSION,
     NON_NEGATIVE,
     PAIRS,
@@ -619,61 +618,6 @@ _EDGE = (
     ),
 )
 
-_PLATFORM = (
-    Variable(
-        name="TOKEN",
-        appliances=BOTH,
-        level=Level.PLATFORM,
-        default="YES",
-        rule=BOOLEAN,
-        example="YES",
-        help="Gives the VM a OneGate token; without it every OneGate call fails.",
-        maps_to="token file in the VM",
-        secret=True,  # in case somebody puts a token here
-    ),
-    Variable(
-        name="NETWORK",
-        appliances=BOTH,
-        level=Level.PLATFORM,
-        default="YES",
-        rule=BOOLEAN,
-        example="YES",
-        help="Lets the guest agent configure the network.",
-        maps_to="guest agent",
-    ),
-    Variable(
-        name="REPORT_READY",
-        appliances=BOTH,
-        level=Level.PLATFORM,
-        default="YES",
-        rule=BOOLEAN,
-        example="YES",
-        help="Lets the guest agent report READY once the VM is healthy.",
-        maps_to="guest agent",
-    ),
-    Variable(
-        name="READY_SCRIPT_PATH",
-        appliances=BOTH,
-        level=Level.PLATFORM,
-        default="/opt/flower/scripts/health-check.sh",
-        rule=syntax.pattern("must be an absolute path using [A-Za-z0-9._/-]", r"/[A-Za-z0-9._/-]+"),
-        example="/opt/flower/scripts/health-check.sh",
-        help="READY is reported when this program succeeds.",
-        maps_to="guest agent",
-    ),
-    Variable(
-        name="SSH_PUBLIC_KEY",
-        appliances=BOTH,
-        level=Level.PLATFORM,
-        default="",
-        rule=Rule("must be printable text, one key per line", str, chars_max=FILE_CHARS_MAX),
-        example="ssh-ed25519 AAAA... ops@example.com",
-        help="Keys that may log in to the VM.",
-        maps_to="guest agent",
-        multiline=True,
-    ),
-)
-
 GROUPS: Mapping[str, tuple[Variable, ...]] = {
     "Core": _CORE,
     "Connection of a SuperNode": _CONNECTION,
@@ -686,7 +630,7 @@ GROUPS: Mapping[str, tuple[Variable, ...]] = {
     "Keepalive": _KEEPALIVE,
     "Monitoring": _MONITORING,
     "Edge": _EDGE,
-    "Platform": _PLATFORM,
+    "Platform": guest_agent.ROWS,
 }
 """All rows, under the headings of docs/context.md."""
 
