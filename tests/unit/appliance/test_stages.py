@@ -178,3 +178,14 @@ def test_a_boot_that_fails_later_names_the_step_and_what_to_look_at(tmp_path: Pa
     assert shown["kept_by"] is None
     assert onefed("health", *where).returncode == 8
     assert onefed("drain", *where).stdout == "nothing runs here\n"
+
+
+def test_the_page_about_five_mistakes_is_what_happens(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/boot-errors.md").read_text()
+    given, printed, errors = page.split("```\n")[1::2]
+    paths = Paths(tmp_path)
+    paths.context.parent.mkdir(parents=True)
+    paths.context.write_text(given)
+    where = ("--role", "superlink", "--root", str(tmp_path))
+    failed = onefed("configure", *where, "--runtime", "process")
+    assert (failed.returncode, failed.stdout, failed.stderr) == (3, printed, errors)
