@@ -144,6 +144,7 @@ def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
         "FL_GATEWAY_RATE",
         "FL_SUPERLINK_PORT",
         "FL_APP_START",
+        "FL_CERT_KEY_TYPE",
         "FL_NODE_KEYS",
         "FL_ENROLMENT_TOKEN",
         "FL_ROUND_TIMEOUT_MIN",
