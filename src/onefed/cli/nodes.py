@@ -93,7 +93,10 @@ def replace(
 @app.command()
 def token(
     hours: Annotated[
-        int, typer.Option("--hours", min=1, max=enrolment.LIFETIME_S_MAX // 3600)
+        int,
+        typer.Option(
+            "--hours", min=1, max=enrolment.LIFETIME_S_MAX // 3600, help="How long it is valid."
+        ),
     ] = enrolment.LIFETIME_S_DEFAULT // 3600,
     partition: Annotated[
         int | None,

@@ -202,6 +202,8 @@ SEEN_ELSEWHERE = {
     "FL_SSL_CA_CERTFILE": "test_superlink.py and test_supernode.py: files and a TLS handshake",
     "FL_SSL_CERTFILE": "test_superlink.py: the certificate that the server shows",
     "FL_SSL_KEYFILE": "test_superlink.py: the key that the server has",
+    "FL_NODE_KEYS": "test_superlink.py: the keys that the supervisor registers",
+    "FL_ENROLMENT_TOKEN": "test_enrolment.py: the token that a node shows",
     "FL_CERT_KEY_TYPE": "test_superlink.py: the kind of the keys that are made",
     "FL_GPU_ENABLED": "test_gpu.py: the command line of the container, FL_GPU_AVAILABLE",
     "FL_CUDA_VISIBLE_DEVICES": "test_gpu.py: the environment of the programs",
