@@ -10,7 +10,7 @@ JOBS ?= 2
 SEED ?= 0
 N ?= 1000
 
-.PHONY: help setup demo test proofs sim lint fmt docs bench pin clean
+.PHONY: help setup demo test proofs simulation sim lint fmt docs bench pin clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -33,6 +33,11 @@ proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,00
 	$(BIN)/python -m campaigns.power_cut --states 10000 --results build/proofs/power_cut.jsonl
 	$(BIN)/python -m campaigns.kth_call --cases 5 --results build/proofs/kth_call.jsonl
 	$(BIN)/python -m campaigns.mutations --count 1000 --results build/proofs/mutations.jsonl
+
+simulation: setup ## the peer protocol: fixed schedules, fresh ones, and seeded bugs
+	$(BIN)/onefed peer simulate --schedules 600
+	$(BIN)/onefed peer simulate --seed $$(date +%s)00000 --schedules 100000 --seconds 40
+	$(BIN)/onefed peer simulate --mutants
 
 sim: setup ## simulate schedules of the peer protocol: SEED=7 N=1000
 	$(BIN)/onefed peer simulate --seed $(SEED) --schedules $(N)

@@ -16,4 +16,4 @@ def run(seed: int) -> results.Outcome:
 
 
 if __name__ == "__main__":
-    results.main("schedules", __doc__ or "", run, option="schedules", count=100_000, shard=2000)
+    results.main("schedules", __doc__ or "", run, option="schedules", count=100_000, shard=250)

@@ -25,6 +25,9 @@ from onefed.sim.content import Content, Matter
 from onefed.sim.disk import Disk
 from onefed.sim.violation import Violation
 
+OUTCOMES = frozenset({"agreement", "order", "reference", "bytes"})
+"""Promises about what comes out, not about what is said on the way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -41,6 +44,8 @@ class Checkers:
 
     start: Entry
     matter: Matter
+    only: frozenset[str] | None = None
+    """Promises that are watched; None: all."""
     disks: dict[NodeId, Disk] = field(default_factory=dict)
     committed: dict[int, Entry] = field(default_factory=dict)
     models: dict[Digest, Content] = field(default_factory=dict)
@@ -56,6 +61,10 @@ class Checkers:
     def __post_init__(self) -> None:
         self.committed[self.start.round_number] = self.start
 
+    def _break(self, promise: str, detail: str) -> None:
+        if self.only is None or promise in self.only:
+            raise Violation(promise, detail)
+
     def on_commit(self, node: NodeId, entry: Entry) -> None:
         """A node takes an entry for committed; everybody must take the same one.
 
@@ -66,20 +75,21 @@ class Checkers:
         known = self.committed.get(number)
         if known is not None:
             if _value(known) != _value(entry):
-                raise Violation(
+                self._break(
                     "agreement", f"round {number}: {node} has {entry.root}, {known.root} before"
                 )
             return
         before = self.committed.get(number - 1)
         if before is None:
-            raise Violation("order", f"round {number} is committed, the round before is not")
+            self._break("order", f"round {number} is committed, the round before is not")
+            return
         if len(set(before.roster) ^ set(entry.roster)) > 1:
-            raise Violation("roster", f"round {number} changes more than one member")
+            self._break("roster", f"round {number} changes more than one member")
         if self.newest.get(entry.ballot.term, entry.ballot) > entry.ballot:
-            raise Violation("newest", f"round {number} is committed under an older ballot")
+            self._break("newest", f"round {number} is committed under an older ballot")
         holders = self._holders(before.roster, entry.root)
         if not _is_majority(holders, before.roster):
-            raise Violation("durability", f"round {number} is on the disks of {holders} only")
+            self._break("durability", f"round {number} is on the disks of {holders} only")
         self._reference(entry, before)
         self.committed[number] = entry
 
@@ -91,12 +101,12 @@ class Checkers:
         for each in entry.contributors:
             update = self.updates[each.digest]
             if (update.round_number, update.base) != (entry.round_number, before.root):
-                raise Violation("reference", f"{each.node} trained another model")
+                self._break("reference", f"{each.node} trained another model")
             trained.append(update.content)
         base = self.models[before.root]
         expected = matter.digest(matter.reduce(base, trained, entry.contributors))
         if entry.root != expected:
-            raise Violation(
+            self._break(
                 "reference",
                 f"round {entry.round_number} is {entry.root}, the rule gives {expected}",
             )
@@ -105,36 +115,36 @@ class Checkers:
         """A node uses a model: a committed one, whose bytes it has."""
         known = self.committed.get(entry.round_number)
         if known is None or known.root != entry.root:
-            raise Violation("agreement", f"{node} installs {entry.root}, which is not committed")
+            self._break("agreement", f"{node} installs {entry.root}, which is not committed")
         model = self.disks[node].models.get(entry.root)
         if model is None or self.matter.digest(model) != entry.root:
-            raise Violation("bytes", f"{node} installs {entry.root} without its bytes")
+            self._break("bytes", f"{node} installs {entry.root} without its bytes")
 
     def on_accept(self, node: NodeId, entry: Entry) -> None:
         """A node promises an entry: never under an older ballot than it has promised before."""
         disk = self.disks[node]
         if disk.accepted is not None and entry.ballot < disk.accepted.ballot:
-            raise Violation("promise", f"{node} accepts {tuple(entry.ballot)} after a newer one")
+            self._break("promise", f"{node} accepts {tuple(entry.ballot)} after a newer one")
         if disk.vote is not None and entry.ballot.term < disk.vote.term:
-            raise Violation("promise", f"{node} accepts {tuple(entry.ballot)} after a newer vote")
+            self._break("promise", f"{node} accepts {tuple(entry.ballot)} after a newer vote")
         if entry.root not in disk.models:
-            raise Violation("held", f"{node} accepts {entry.root} without its bytes")
+            self._break("held", f"{node} accepts {entry.root} without its bytes")
 
     def on_send(self, node: NodeId, to: NodeId, message: Message) -> None:
         """What a node says about itself is on its disk, and it does not contradict itself."""
         match message:
             case Ack(held=Entry() as held):
                 if held != self.disks[node].accepted:
-                    raise Violation("held", f"{node} says it accepted what is not on its disk")
+                    self._break("held", f"{node} says it accepted what is not on its disk")
             case Heartbeat(term, _, proposal):
                 if self.leaders.setdefault(term, node) != node:
-                    raise Violation("leader", f"{node} leads term {term}, as does another")
+                    self._break("leader", f"{node} leads term {term}, as does another")
                 if proposal is not None and self.proposals.get(proposal.ballot) is not proposal:
                     self._on_proposal(proposal)
             case Vote(term, True):
                 vote = self.disks[node].vote
                 if vote is None or (vote.term, vote.voted_for) != (term, to):
-                    raise Violation("vote", f"{node} gives a vote that is not on its disk")
+                    self._break("vote", f"{node} gives a vote that is not on its disk")
                 self._once(node, term, to)
             case VoteRequest(term):
                 self._once(node, term, node)
@@ -143,18 +153,18 @@ class Checkers:
 
     def _once(self, voter: NodeId, term: int, candidate: NodeId) -> None:
         if self.votes.setdefault((voter, term), candidate) != candidate:
-            raise Violation("vote", f"{voter} votes twice in term {term}")
+            self._break("vote", f"{voter} votes twice in term {term}")
 
     def _on_proposal(self, proposal: Proposal) -> None:
         ballot = proposal.ballot
         if self.proposals.setdefault(ballot, proposal) != proposal:
-            raise Violation("ballot", f"{tuple(ballot)} names two proposals")
+            self._break("ballot", f"{tuple(ballot)} names two proposals")
         self.newest[ballot.term] = max(ballot, self.newest.get(ballot.term, ballot))
         chosen = self._chosen(proposal.round_number)
         if chosen is None or chosen.ballot.term >= ballot.term:
             return
         if not isinstance(proposal, Adopt) or proposal.entry.root != chosen.root:
-            raise Violation(
+            self._break(
                 "chosen",
                 f"{tuple(ballot)} proposes anew where a majority holds {tuple(chosen.ballot)}",
             )

@@ -18,6 +18,7 @@ from onefed.peer.interface import AcceptedRecord, Action, Append, Send, VoteReco
 from onefed.peer.messages import Ack, Ballot, Entry, Member, NodeId, Roster, Vote
 from onefed.peer.safety import Rules
 from onefed.sim import options
+from onefed.sim.checkers import OUTCOMES
 from onefed.sim.run import Outcome, run
 from onefed.sim.world import Replay
 
@@ -196,11 +197,20 @@ class Verdict:
     killed: Outcome | None
 
 
-def judge(mutant: Mutant, seeds: Iterator[int], schedules_max: int) -> Verdict:
-    """Run schedules until one kills the mutant."""
+def judge(
+    mutant: Mutant,
+    seeds: Iterator[int],
+    schedules_max: int,
+    only: frozenset[str] | None = None,
+) -> Verdict:
+    """Run schedules until one kills the mutant, by one of the promises in ``only``."""
     for count in range(1, schedules_max + 1):
         outcome = run(
-            options.draw(next(seeds)), rules=mutant.rules, replay=mutant.replay, sync=mutant.sync
+            options.draw(next(seeds)),
+            rules=mutant.rules,
+            replay=mutant.replay,
+            sync=mutant.sync,
+            only=only,
         )
         if outcome.violation is not None:
             return Verdict(mutant, count, outcome)
@@ -220,11 +230,11 @@ def _later(actions: list[Action], record: type, message: type) -> list[Action]:
     return [each for each in actions if each not in saved] + saved
 
 
-def table(schedules_max: int) -> Iterator[str]:
+def table(schedules_max: int, only: frozenset[str] | None = None) -> Iterator[str]:
     """Judge all mutants, line by line; the first is the head of the table."""
     yield f"{'mutant':20} {'schedules':>9}  {'seen by':12} what it breaks"
     for mutant in MUTANTS:
-        verdict = judge(mutant, itertools.count(), schedules_max)
+        verdict = judge(mutant, itertools.count(), schedules_max, only)
         violation = None if verdict.killed is None else verdict.killed.violation
         seen = "SURVIVES" if violation is None else violation.promise
         yield f"{mutant.name:20} {verdict.schedules:9}  {seen:12} {mutant.breaks}"
@@ -234,11 +244,12 @@ def main() -> None:
     """Print the table; exit 1 where a mutant survives."""
     parser = argparse.ArgumentParser(prog="python -O -m onefed.sim.mutants", description=__doc__)
     parser.add_argument("--schedules", type=int, default=SCHEDULES_MAX, help="at most, for each")
+    parser.add_argument("--outcomes", action="store_true", help="watch only what comes out")
     options_ = parser.parse_args()
     if __debug__:
         parser.error("switch assertions off: python -O")
     survived = False
-    for line in table(options_.schedules):
+    for line in table(options_.schedules, OUTCOMES if options_.outcomes else None):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
         survived |= " SURVIVES " in line

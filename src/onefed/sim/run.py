@@ -40,9 +40,15 @@ def run(
     rules: Rules | None = None,
     replay: Replay = journal.replay,
     sync: bool = True,
+    only: frozenset[str] | None = None,
 ) -> Outcome:
-    """Let a schedule happen."""
+    """Let a schedule happen.
+
+    Args:
+        only: of the checkers' promises, those to watch.
+    """
     world = World(options, matter=matter, rules=rules, replay=replay, sync=sync)
+    world.checkers.only = only
     violation = None
     try:
         faults.arm(world)
