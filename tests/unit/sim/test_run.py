@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from onefed.sim import options, report, show
@@ -28,6 +31,27 @@ def test_a_seed_reproduces_a_run_exactly(seed: int) -> None:
 
     assert events(first) == events(second)
     assert (first.virtual_s, first.events) == (second.virtual_s, second.events)
+
+
+def test_a_seed_is_the_same_in_another_process() -> None:
+    """Nothing depends on how Python hashes text, which differs from process to process."""
+    program = (
+        "from onefed.sim import options, show; from onefed.sim.run import run\n"
+        "for seed in range(8):\n"
+        "    print(*(show.line(*each) for each in run(options.draw(seed)).world.log), sep='\\n')"
+    )
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            capture_output=True,
+            env={"PYTHONHASHSEED": hash_seed},
+        ).stdout
+        for hash_seed in ("1", "2")
+    )
+
+    assert first == second
+    assert first.count(b"installs") > 20
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5, 6])
