@@ -67,8 +67,9 @@ def strike(world: World, fault: Fault, acting: Host | None) -> None:
             other = others[fault.groups % len(others)]
             if fault.kind is Kind.PAIR:
                 _cut(world, fault.for_s, [(host.name, other.name), (other.name, host.name)])
-            world.reset(host, other, other.life)
-            world.reset(other, host, host.life)
+            # Not at once: an aimed fault strikes inside of a step, and steps do not nest.
+            world.after(0.0, world.reset, host, other, other.life)
+            world.after(0.0, world.reset, other, host, host.life)
         case Kind.LEAVE:
             asked = host if host.machine is not None else others[0]
             if host.place < world.options.nodes:
