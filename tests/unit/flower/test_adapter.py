@@ -155,7 +155,7 @@ class TestContract:
             "a key that is known is refused in other words: see flwr/supercore/error/catalog.py"
         )
         runner = inspect.getsource(importlib.import_module("flwr.superlink.runtime.run_serverapp"))
-        assert supervisor.APP_EXCEPTION in runner, (
+        assert run_watch.APP_EXCEPTION in runner, (
             "an app that raised is told in other words: see flwr/superlink/runtime/run_serverapp.py"
         )
         errors = named("flwr.common.constant", "ErrorCode")
