@@ -141,7 +141,7 @@ class TestContract:
         assert used <= held, f"add to CALLS or FIELDS: {sorted(used - held)}"
 
     def test_the_words_that_decide_something_are_flowers_words(self) -> None:
-        from onefed.flower import adapter, exchange, supervisor
+        from onefed.flower import adapter, exchange, run_watch
 
         assert named("flwr.supercore.constant", "NodeStatus").ONLINE == adapter.NODE_ONLINE, (
             "the status of a connected node has another name: see flwr/supercore/constant.py"
