@@ -142,7 +142,7 @@ PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 def named(module: str, name: str) -> Any:
     """What is used, or a failure that says where to look."""
     try:
-        return operator.attrgetter(name)(importlib.import_module(module))
+        return operator.attrgetter(name)(__import__(module, fromlist=[name.partition(".")[0]]))
     except (ImportError, AttributeError) as error:
         pytest.fail(
             f"flwr {flwr.__version__} has no {module}.{name} ({error}). Our node uses it: find "
