@@ -31,7 +31,7 @@ from typing import Any
 import tomli_w
 
 from onefed.errors import ExitCode, OnefedError
-from onefed.flower import adapter, strategy
+from onefed.flower import adapter, bundle_check, strategy
 
 SERVER_MODULE = "onefed_server_app"
 """Module that ``build`` adds to a managed app; it holds the ServerApp."""
@@ -76,6 +76,9 @@ BUILT_IN = "onefed.apps"
 """The room of the use cases; it imports machine-learning libraries, so it is met by name only."""
 
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!_-]{0,63}")
+_PUBLISHER = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 _REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
@@ -163,6 +166,7 @@ def load(folder: Path) -> App:
     managed = _managed(ours, problems)
     problems += [
         *_project_problems(_table(pyproject, "project")),
+        *_publisher_problems(settings),
         *_component_problems(components, managed=bool(ours)),
         *_config_problems(run_config, managed=bool(ours)),
         *adapter.config_errors(_with_stand_ins(pyproject, settings)),
@@ -255,6 +259,11 @@ def build(app: App) -> Bundle:
             f"{app.folder} cannot be packed: {error}",
             hint="An app holds its sources; training data belongs into the nodes' data folders.",
         ) from error
+    if problems := bundle_check.problems(fab):
+        raise AppError(
+            f"{app.folder} cannot be packed:\n" + "\n".join(f"  - {line}" for line in problems),
+            hint="An app holds its sources; training data belongs into the nodes' data folders.",
+        )
     return Bundle(
         fab=fab,
         sha256=hashlib.sha256(fab).hexdigest(),
@@ -269,10 +278,22 @@ def unpack(fab: bytes) -> Bundle:
     Raises:
         AppError: it is not a bundle.
     """
-    try:
-        settings = _table(adapter.fab_config(fab), "tool", "flwr", "app")
-    except ValueError as error:
-        raise AppError(f"The app cannot be read: {error}", hint="Pack it again.") from error
+    problems = bundle_check.problems(fab)
+    if not problems:
+        try:
+            config = adapter.fab_config(fab)
+        except ValueError as error:
+            raise AppError(f"The app cannot be read: {error}", hint="Pack it again.") from error
+        settings = _table(config, "tool", "flwr", "app")
+        problems = [
+            *_project_problems(_table(config, "project")),
+            *_publisher_problems(settings),
+        ]
+    if problems:
+        raise AppError(
+            "The app cannot be read:\n" + "\n".join(f"  - {line}" for line in problems),
+            hint="Correct the app, and pack it again.",
+        )
     return Bundle(
         fab=fab,
         sha256=hashlib.sha256(fab).hexdigest(),
@@ -353,7 +374,17 @@ def _project_problems(project: Mapping[str, Any]) -> list[str]:
             problems.append(f"[project] needs a {key}, as text")
         elif key == "name" and (reason := adapter.name_error(value)):
             problems.append(reason)
+        elif key == "version" and not _VERSION.fullmatch(value):
+            problems.append("[project] version must be 1 to 64 letters, digits, dots, plus, dashes")
     return problems
+
+
+def _publisher_problems(settings: Mapping[str, Any]) -> list[str]:
+    """It becomes a part of a path on every machine."""
+    publisher = settings.get("publisher", "publisher")
+    if isinstance(publisher, str) and _PUBLISHER.fullmatch(publisher):
+        return []
+    return ["[tool.flwr.app] publisher must be 1 to 64 letters, digits, dashes, underscores"]
 
 
 def _component_problems(components: Mapping[str, Any], *, managed: bool) -> list[str]:
