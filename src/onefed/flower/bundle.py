@@ -278,6 +278,7 @@ def unpack(fab: bytes) -> Bundle:
     Raises:
         AppError: it is not a bundle.
     """
+    settings: Mapping[str, Any] = {}
     problems = bundle_check.problems(fab)
     if not problems:
         try:
