@@ -55,7 +55,7 @@ HOSTILE: Mapping[str, tuple[bytes, str]] = {
     "thousands of files": (packed({f"f{i}.py": b"" for i in range(3_000)}), "3001 files"),
     "long name": (packed({"a" * 256 + ".py": b""}), "255 bytes"),
     "too deep": (packed({"/".join("abcdefghijklmnopqr") + ".py": b""}), "folders deep"),
-    "unicode clash": (packed({"caf\u00e9.py": b"", "cafe\u0301.py": b""}), "one name"),
+    "unicode clash": (packed({"na\u00efve.py": b"", "nai\u0308ve.py": b""}), "one name"),
     "case clash": (packed({"Task.py": b"", "task.py": b""}), "one name"),
     "sitecustomize": (packed({"sitecustomize.py": b""}), "shadow"),
     "flwr": (packed({"flwr/__init__.py": b""}), "shadow"),
