@@ -61,6 +61,8 @@ docs: setup ## write the generated pages anew
 bench: setup ## measure, beside stock Flower in the same run
 	$(BIN)/python bench/hub.py
 	$(BIN)/python bench/clients.py
+	$(BIN)/python bench/rules.py
+	$(BIN)/python bench/deltas.py
 
 pin: setup ## write the versions that are installed now to constraints.txt
 	scripts/pin $(BIN)/python

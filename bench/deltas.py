@@ -52,7 +52,16 @@ def main() -> None:
     size, sizes = _sizes(run)
     speed, seconds = _speeds(*_stretched(run[-2], run[-1]), options.repeats)
     record.save_latest([size, speed])
-    record.save_raw("deltas", {"bytes_by_round": sizes, "seconds_by_repeat": seconds})
+    raw = {
+        "model_over_delta": round(4 * size["parameters"] / statistics.median(sizes["delta"]), 3),
+        "megabytes_per_second": {
+            name: round(4 * STRETCHED_PARAMETERS / 1e6 / statistics.median(taken))
+            for name, taken in seconds.items()
+        },
+        "bytes_by_round": sizes,
+        "seconds_by_repeat": seconds,
+    }
+    record.save_raw("deltas", raw)
 
 
 # --- Size, on a real run --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from decimal import Decimal, getcontext, localcontext
 from fractions import Fraction
@@ -79,6 +80,22 @@ def closeness(value: Decimal, dtype: str, scale: float) -> Decimal:
     """Half a unit in the last place of ``dtype``, and a few roundings of float64 at ``scale``."""
     ulp = float(np.spacing(np.array(float(abs(value)), dtype)))
     return Decimal(0.5001 * ulp) + Decimal(16 * 2.0**-53 * scale)
+
+
+@EVERY
+def test_a_step_takes_the_memory_of_its_results(rule: Any, updates_of: UpdatesOf) -> None:
+    """The model and each memory of after, float32; before round 1 the memories take nothing."""
+    size = 2**20
+    model: Arrays = {"w": np.zeros(size, np.float32)}
+    updates = updates_of([np.ones(size), np.zeros(size)])
+    rule.step(rule.init(model), model, updates, 1)
+    tracemalloc.start()
+    try:
+        rule.step(rule.init(model), model, updates, 1)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < (1 + len(rule.slots) + 0.5) * 4 * size
 
 
 @EVERY
