@@ -4,13 +4,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Workers of the test run: federations are real processes, and two at a time fill two cores.
-JOBS ?= 2
+# Workers of the test run: many tests wait for processes, so one more than two cores.
+JOBS ?= 3
 # First seed and number of schedules of a simulation.
 SEED ?= 0
 N ?= 1000
 
-.PHONY: help setup demo test proofs simulation sim lint fmt docs bench pin clean
+.PHONY: help setup demo test integration proofs simulation sim lint fmt docs bench pin clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -25,8 +25,11 @@ demo: setup ## train a federation of real Flower processes on this machine, abou
 	@mkdir -p build
 	$(BIN)/onefed up --name demo --replace --nodes 3 --rounds 5 --summary build/demo-summary.json
 
-test: setup ## run all tests, real federations included
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+test: setup ## run the tests, a real federation included
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'main_job or not flower'
+
+integration: setup ## run the tests that start many real Flower processes
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'flower and not main_job'
 
 proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,000 histories
 	$(BIN)/python -m campaigns.store_machine --seeds 40 --results build/proofs/store_machine.jsonl

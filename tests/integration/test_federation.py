@@ -28,6 +28,7 @@ def event_is(name: str) -> Callable[[dict[str, Any]], bool]:
     return lambda line: line["event"] == name
 
 
+@pytest.mark.main_job
 def test_two_federations_train_side_by_side_each_by_itself(home) -> None:
     """Neither disturbs the other, and Flower's own nodes give the same bits as ours."""
     size = ("--nodes", "2", "--rounds", "2", "--seed", "7")
