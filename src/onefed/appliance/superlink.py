@@ -159,7 +159,13 @@ def _tls(link: SuperLink) -> Outcome:
         made = _own_authority(link)
     if made.warning:
         edge.warn(made.warning)
-    return done(made.reason) if made.created else unchanged(made.reason)
+    return _told(made)
+
+
+def _told(made: material.Material) -> Outcome:
+    if made.created:
+        return done(f"new certificates: {made.reason}")
+    return unchanged(made.reason)
 
 
 def _require_loopback(certificate_pem: bytes) -> None:
@@ -199,7 +205,7 @@ def renew(link: SuperLink) -> Outcome:
     if chosen.ssl_certificate_pem is not None:
         return skipped("the certificates are the operator's, and so is their renewal")
     made = _own_authority(link, RENEW_BEFORE)
-    return done(made.reason) if made.created else unchanged(made.reason)
+    return _told(made)
 
 
 def _gateway(link: SuperLink) -> Outcome:
