@@ -34,7 +34,8 @@ class Update:
     weight: int
     """Examples the client trained on, 1 to ``WEIGHT_MAX``."""
     arrays: Arrays
-    """The client's model. The owner stays the caller: a rule reads it and keeps no reference."""
+    """The client's model. A rule reads it and keeps no reference, but for a result that is one
+    client's model (``Krum``): that may be this very memory. So nobody changes it."""
 
 
 class Rule(Protocol):

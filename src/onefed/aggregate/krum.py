@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from onefed import arrays as tensors
 from onefed.aggregate import base, integers, kernels
 from onefed.aggregate.distances import Candidates, squared_distances
 from onefed.aggregate.parameters import parameter
@@ -45,9 +46,14 @@ class Krum(SelectingRule):
         return 1
 
     def combine(self, arrays: Arrays, updates: Sequence[base.Update]) -> Arrays:
-        """Plain mean of the chosen; integer and bool arrays: median of all."""
+        """Plain mean of the chosen; integer and bool arrays: median of all.
+
+        The mean of one is that client's arrays as they are, no copy: nobody changes arrays.
+        """
         candidates = Candidates(squared_distances(updates, arrays), self.num_malicious)
         chosen = candidates.best(self.kept(len(updates)))
+        if len(chosen) == 1:
+            return _of_one(updates[chosen[0]], updates, arrays)
 
         def of_floats(columns: Sequence[NDArray[Any]], out: NDArray[Any]) -> None:
             kernels.weighted_mean([columns[index] for index in chosen], [1] * len(chosen), out)
@@ -80,3 +86,13 @@ class MultiKrum(Krum):
         if self.num_to_keep:
             return min(self.num_to_keep, updates)
         return max(1, updates - self.num_malicious - 2)
+
+
+def _of_one(chosen: base.Update, updates: Sequence[base.Update], model: Arrays) -> Arrays:
+    """The float arrays of one update, in C order; integer and bool arrays: median of all."""
+    counters = {key: like for key, like in model.items() if not tensors.is_float(like.dtype)}
+    medians = base.by_array(updates, counters, floats=integers.median, integers=integers.median)
+    return {
+        key: medians[key] if key in medians else base.flat(chosen.arrays[key]).reshape(like.shape)
+        for key, like in model.items()
+    }

@@ -60,6 +60,20 @@ def test_krum_is_the_update_of_smallest_score(
     assert step(Krum(f), updates_of(rows)).tolist() == rows[winner]
 
 
+def test_the_chosen_model_is_handed_on_bit_by_bit_but_for_its_counters() -> None:
+    close = np.array([-0.0, 1.0], np.float32)
+    updates = [
+        Update("0", 1, {"w": close, "count": np.array(5)}),
+        Update("1", 1, {"w": close + np.float32(0.5), "count": np.array(7)}),
+        Update("2", 1, {"w": close + np.float32(9.0), "count": np.array(9)}),
+    ]
+    model = {"count": np.array(0), "w": np.zeros(2, np.float32)}
+    _, after = Krum().step({}, model, updates, 1)
+    assert list(after) == ["count", "w"]
+    assert after["w"].tobytes() == close.tobytes()
+    assert after["count"] == 7
+
+
 @QUICK
 @given(rows=ROWS, f=st.integers(0, 3), keep=st.integers(0, 9))
 def test_multikrum_is_the_plain_mean_of_the_smallest_scores(

@@ -85,7 +85,8 @@ def test_result_has_keys_order_shapes_and_dtypes_of_the_model(
     assert arrays.mismatch(after, model) is None
     assert arrays.is_finite(after)
     for key, array in after.items():
-        assert not any(np.shares_memory(array, update.arrays[key]) for update in updates)
+        owners = sum(np.shares_memory(array, update.arrays[key]) for update in updates)
+        assert owners <= (rule.name == "Krum")  # which hands on one client's model
         assert not np.shares_memory(array, model[key])
 
 
