@@ -15,13 +15,19 @@ def on_hello(state: State, sender: NodeId, message: Hello) -> None:
 
 
 def on_join(state: State, sender: NodeId, message: Join) -> None:
-    """As leader, take it in; else pass it on, once."""
+    """As leader, take it in; else pass it on, once, and tell the roster as it is known here.
+
+    Whoever is asked may have left the roster since, and hears of no leader any more; the one that
+    asks must then look elsewhere.
+    """
     node = message.member.node
     lead = state.lead
     if lead is None:
-        if sender == node and state.leader not in (None, state.me, node):
-            assert state.leader is not None
-            state.send(state.leader, message)
+        if sender == node:
+            state.send(node, Welcome(state.commit))
+            if state.leader not in (None, state.me, node):
+                assert state.leader is not None
+                state.send(state.leader, message)
         return
     state.heard_s[node] = state.now_s
     if node in state.voters:

@@ -14,6 +14,10 @@ from onefed.sim.options import Aim, Kind, Options
 from onefed.sim.run import Outcome, run
 
 
+JOINER_ASKS_WHO_HAS_LEFT = 179563178302570
+"""Seed of the schedule that found it."""
+
+
 def events(outcome: Outcome) -> list[str]:
     return [show.line(*each) for each in outcome.world.log]
 
@@ -23,6 +27,10 @@ def test_drawn_schedules_keep_the_promises(first: int) -> None:
     failed = [report.one(seed) for seed in range(first, first + 20)]
 
     assert [each for each in failed if each.violation] == []
+
+
+def test_a_joiner_finds_the_group_although_all_that_it_knew_have_left() -> None:
+    assert report.one(JOINER_ASKS_WHO_HAS_LEFT).violation is None
 
 
 @pytest.mark.parametrize("seed", [3, 8, 29])
