@@ -13,7 +13,6 @@ from onefed.sim.mutants import MajorityLessOne
 from onefed.sim.options import Aim, Kind, Options
 from onefed.sim.run import Outcome, run
 
-
 JOINER_ASKS_WHO_HAS_LEFT = 179563178302570
 """Seed of the schedule that found it."""
 
