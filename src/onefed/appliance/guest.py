@@ -49,6 +49,8 @@ class Options:
     """Where the context lies instead of where the platform puts it."""
     detached: bool = False
     """Nobody waits: it lives on when its parent ends, and holds the lock of ``Paths.keeper``."""
+    failpoints: Path | None = None
+    """Where a test holds the programs: a local cloud passes on what it was started with."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,6 +152,7 @@ class Guest:
                 **machine.read_facts(self._paths),
                 "address": given.address,
             },
+            failpoints=self._options.failpoints,
         )
         resolution = context.resolve(self._options.role, context_file=given.context)
         apply: Callable[[], None]
@@ -261,6 +264,7 @@ def _options(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--events", type=Path, required=True)
     parser.add_argument("--context", type=Path)
     parser.add_argument("--detached", action="store_true")
+    parser.add_argument("--failpoints", type=Path)
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from onefed import context
+from onefed import context, failpoints
 from onefed.appliance import gpu, steps
 from onefed.appliance.paths import Paths
 from onefed.appliance.platform import Platform, Processes
@@ -46,6 +46,12 @@ class UnhealthyError(OnefedError):
     """A program of the machine did not come up."""
 
     exit_code = ExitCode.BOOT
+
+
+class HeldByTestsError(OnefedError):
+    """The environment asks for something that only tests of onefed may ask for."""
+
+    exit_code = ExitCode.CONFIG
 
 
 class StartError(OnefedError):
@@ -82,6 +88,21 @@ class Edge:
     emit: Callable[[Event], None] = lambda _: None
     facts: dict[str, str] = field(default_factory=dict)
     """What a step found out and a later one needs; begins with ``read_facts``."""
+    failpoints: Path | None = None
+    """Where a test holds the programs; a local cloud alone says so."""
+
+
+def refuse_failpoints(edge: Edge) -> None:
+    """Step 4 of both roles: whoever could set this variable could hold every program up.
+
+    Raises:
+        HeldByTestsError: it is set.
+    """
+    if failpoints.VARIABLE in edge.inherited:
+        raise HeldByTestsError(
+            f"{failpoints.VARIABLE} is set: it is for the tests of onefed, and holds programs up.",
+            hint="Unset it, and boot again.",
+        )
 
 
 def report_context(edge: Edge, resolution: context.Resolution) -> steps.Outcome:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from onefed import failpoints
 from onefed.appliance import gateway
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -46,11 +47,17 @@ ends at each refusal; with the growing pauses so many starts take more than a mi
 
 
 def environment(
-    paths: Paths, inherited: Mapping[str, str], *, state_folder: Path, events: Path
+    paths: Paths,
+    inherited: Mapping[str, str],
+    *,
+    state_folder: Path,
+    events: Path,
+    failpoints_folder: Path | None = None,
 ) -> dict[str, str]:
     """What every program of a machine gets, and nothing else."""
     return {
         **kept(inherited),
+        **({} if failpoints_folder is None else {failpoints.VARIABLE: str(failpoints_folder)}),
         "PATH": search_path(),
         "PYTHONUNBUFFERED": "1",
         # One thread each: a node is one of many on a machine, and sums keep their order.

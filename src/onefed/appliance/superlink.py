@@ -65,6 +65,7 @@ def _source(link: SuperLink) -> Outcome:
 
 
 def _validate(link: SuperLink) -> Outcome:
+    machine.refuse_failpoints(link.edge)
     link.settings = context.superlink_settings(link.resolution)
     chosen = link.chosen
     if not link.edge.running("superlink"):
@@ -255,7 +256,11 @@ def all_programs(link: SuperLink) -> tuple[Program, ...]:
     """The coordinator's programs, as they are started."""
     edge = link.edge
     base = programs.environment(
-        edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
+        edge.paths,
+        edge.inherited,
+        state_folder=edge.state_folder,
+        events=edge.events,
+        failpoints_folder=edge.failpoints,
     )
     return programs.superlink(link.chosen, edge.paths, base)
 

@@ -85,6 +85,7 @@ def _source(node: SuperNode) -> Outcome:
 
 
 def _validate(node: SuperNode) -> Outcome:
+    machine.refuse_failpoints(node.edge)
     node.settings = context.supernode_settings(node.resolution)
     return unchanged("every variable is valid")
 
@@ -225,7 +226,11 @@ def all_programs(node: SuperNode, facts: Mapping[str, str]) -> tuple[Program, ..
     """A node's programs, as they are started with what was found out."""
     edge = node.edge
     base = programs.environment(
-        edge.paths, edge.inherited, state_folder=edge.state_folder, events=edge.events
+        edge.paths,
+        edge.inherited,
+        state_folder=edge.state_folder,
+        events=edge.events,
+        failpoints_folder=edge.failpoints,
     )
     tls = facts["tls"] == "YES"
     made = programs.supernode(

@@ -111,6 +111,7 @@ def exchange(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     suspects: set[str] | None = None,
+    sent: Callable[[], None] = lambda: None,
 ) -> Iterator[Reply | Failure]:
     """Send a message to each client and give its outcome as it comes, one of each client.
 
@@ -123,10 +124,11 @@ def exchange(
         clock: monotonic seconds.
         suspects: keys of clients whose replies are looked at one by one from the beginning; who
             sends a reply that cannot be read is added.
+        sent: told once, when every client has its first message.
     """
     look_ids_max = max(1, LOOK_BYTES_MAX // max(1, reply_bytes))
     suspects = set() if suspects is None else suspects
-    phase = _Phase(grid, message_to, patience, look_ids_max, clock, sleep, suspects)
+    phase = _Phase(grid, message_to, patience, look_ids_max, clock, sleep, suspects, sent)
     return phase.run(asked)
 
 
@@ -153,6 +155,7 @@ class _Phase:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     suspects: set[str]
+    sent: Callable[[], None]
     everyone: frozenset[str] = frozenset()
     """Keys of the clients of this phase."""
     asked: dict[str, _Asked] = field(default_factory=dict)
@@ -167,6 +170,7 @@ class _Phase:
         }
         self.everyone = frozenset(self.asked)
         yield from self._send(list(self.asked.values()))
+        self.sent()
         pause_s = POLL_FIRST_S
         while self.asked:
             waited_s = self.clock() - started

@@ -22,7 +22,7 @@ from typing import Literal
 
 from flwr.serverapp import Grid
 
-from onefed import aggregate, arrays
+from onefed import aggregate, arrays, failpoints
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, RoundRecord, Snapshot
 from onefed.errors import OnefedError, StorageError
@@ -90,6 +90,8 @@ class World:
     sleep: Callable[[float], None]
     should_stop: Callable[[], bool]
     """Whether to end after the round in flight."""
+    reach: failpoints.Reach = failpoints.nothing
+    """Where a test holds the process."""
 
 
 class _Memory:
@@ -211,6 +213,7 @@ def _round(plan: Plan, world: World, before: Snapshot, memory: _Memory) -> Snaps
         available = _wait_for_clients(plan, world, number)
         if available is None:
             return None
+        world.reach("sampling", number)
         selected = clients.sample(
             available, 1.0, at_least=plan.min_fit_clients, seed=plan.seed, round_number=number
         )
@@ -262,6 +265,7 @@ def _train(plan: Plan, world: World, model: Arrays, training: _Training, memory:
     outgoing = payload.Outgoing(model)
     extra = world.rule.told if isinstance(world.rule, aggregate.FedProx) else {}
     stalled = _stalled(world, number, training.required)
+    world.reach("sending", number)
     for outcome in exchange(
         world.grid,
         training.asked,
@@ -273,6 +277,7 @@ def _train(plan: Plan, world: World, model: Arrays, training: _Training, memory:
         clock=world.clock,
         sleep=world.sleep,
         suspects=memory.suspects,
+        sent=lambda: world.reach("training", number),
     ):
         if isinstance(outcome, Reply):
             _progress(world, number, "train", outcome)
@@ -285,6 +290,7 @@ def _train(plan: Plan, world: World, model: Arrays, training: _Training, memory:
             if outcome.seconds is not None:
                 memory.train.give_up(outcome.seconds)
         del outcome  # with the model in it, before the next comes
+        world.reach("collecting", number)
     _report(world, number, training.failures)
 
 
@@ -297,6 +303,7 @@ def _commit(
     started: float,
 ) -> Snapshot:
     number = training.number
+    world.reach("aggregating", number)
     state, model = training.intake.step(before.rule_state, before.arrays, number)
     contributors = training.contributors
     score, failures = _evaluate(plan, world, model, contributors, number, memory)
@@ -317,7 +324,9 @@ def _commit(
         arrays=model,
         history=(*before.history, record),
     )
+    world.reach("saving", number)
     _save(world, after)
+    world.reach("saved", number)
     world.emit(
         events.RecoverySaved(
             round=number, model_sha256=record.model_sha256, size_bytes=arrays.nbytes(model)
@@ -326,6 +335,7 @@ def _commit(
     if score is not None:
         world.emit(events.EvaluationResult(number, score.loss, score.accuracy, score.num_examples))
     _export(plan, world, after)
+    world.reach("announcing", number)
     world.emit(
         events.RoundEnd(
             round=number,
@@ -335,6 +345,7 @@ def _commit(
             round_duration_seconds=record.seconds,
         )
     )
+    world.reach("announced", number)
     return after
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from onefed import failpoints
 from onefed.checkpoint import files
 from onefed.errors import InUseError
 from onefed.flower import adapter, bundle, task_record
@@ -81,12 +82,15 @@ class RunWatch:
         emit: Callable[[events.Event], None],
         committed: Callable[[], int],
         clock: Callable[[], float],
+        reach: failpoints.Reach = failpoints.nothing,
     ) -> None:
         """
         Args:
             committed: the last round in the recovery store, 0 while there is none.
             clock: monotonic seconds.
+            reach: where a test holds the process.
         """
+        self._reach = reach
         self._told = instructions
         self._committed = committed
         self._clock = clock
@@ -189,6 +193,8 @@ class RunWatch:
             if key in app.run_config and (app.managed or key in set_)
         }
         self._save()  # another identity after a kill would find the recovery store in use
+        attempt = len(self._state.submissions) + 1
+        self._reach("submitting", attempt)
         try:
             run_id = self._control.unfinished_run(self._state.run)
             if run_id is not None and run_id in self._state.submissions:
@@ -199,6 +205,7 @@ class RunWatch:
         except adapter.RunRefusedError as error:
             self._finish("failed", error.message)
             return
+        self._reach("submitted", attempt)
         self._state.submissions.append(run_id)
         committed = self._committed()
         self._state.attempts = 1 if committed > self._state.committed else self._state.attempts + 1
@@ -207,7 +214,6 @@ class RunWatch:
         self._state.log_begins_at = self._log.size()
         self._state.status = "running"
         self._save()
-        attempt = len(self._state.submissions)
         self._emit(events.RunSubmitted(self._state.run, str(run_id), attempt))
         self._read_log(run_id)
 

@@ -26,7 +26,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import onefed
-from onefed import aggregate, arrays
+from onefed import aggregate, arrays, failpoints
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot
 from onefed.errors import ExitCode, NotFoundError, OnefedError
@@ -145,6 +145,7 @@ def _train(
         now=lambda: datetime.now(UTC),
         sleep=time.sleep,
         should_stop=surroundings.stop_request.exists,
+        reach=failpoints.from_environ(os.environ),
     )
     last = loop.run(plan, world, snapshot)
     if last.round_number >= plan.rounds_total:

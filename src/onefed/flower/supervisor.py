@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from onefed import failpoints
 from onefed.checkpoint import RecoveryStore
 from onefed.errors import OnefedError, StorageError
 from onefed.flower import adapter, enrolment_server
@@ -44,11 +45,13 @@ class Supervisor:
         now: Callable[[], datetime],
         clock: Callable[[], float],
         committed: Callable[[], int] | None = None,
+        reach: failpoints.Reach = failpoints.nothing,
     ) -> None:
         """
         Args:
             clock: monotonic seconds.
             committed: the last committed round; None: that of the recovery store.
+            reach: where a test holds the process.
         """
         roster = Roster(instructions.roster, now)
         self._nodes = Registrar(
@@ -60,6 +63,7 @@ class Supervisor:
             emit=emit,
             committed=committed or (lambda: committed_round(instructions.recovery)),
             clock=clock,
+            reach=reach,
         )
         self._desk = Desk(instructions, roster, self._nodes, self._run, control=control, now=now)
 
@@ -91,7 +95,13 @@ def main(arguments: list[str]) -> int:
             token = told.token_file.read_text(encoding="ascii").strip()
             gate = onegate.OneGate(told.onegate_endpoint, token, told.vm_id)
         supervisor = Supervisor(
-            told, control=control, gate=gate, emit=log.emit, now=now, clock=time.monotonic
+            told,
+            control=control,
+            gate=gate,
+            emit=log.emit,
+            now=now,
+            clock=time.monotonic,
+            reach=failpoints.from_environ(os.environ),
         )
         if told.enrolment_socket is not None:
             enrolment_server.start(told.enrolment_socket, told.requests)

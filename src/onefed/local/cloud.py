@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from onefed import context
+from onefed import context, failpoints
 from onefed.appliance import programs
 from onefed.appliance.machine import free_port
 from onefed.appliance.paths import Paths
@@ -175,6 +175,7 @@ class Cloud:
 
     async def _power_on(self, role: str, name: str, record: VmRecord) -> Machine:
         root = self._dir.root(name)
+        holds = self._environ.get(failpoints.VARIABLE)
         environment = {
             **programs.kept(self._environ),
             "PATH": programs.search_path(),
@@ -185,6 +186,7 @@ class Cloud:
             *("-P", "-m", "onefed.appliance.guest"),
             *("--role", role, "--name", name, "--root", str(root)),
             *("--state-folder", str(self._dir.folder), "--events", str(self._dir.events)),
+            *(("--failpoints", holds) if holds else ()),
             env=environment,
             cwd=root,
             stdin=asyncio.subprocess.DEVNULL,

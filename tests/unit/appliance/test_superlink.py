@@ -216,6 +216,16 @@ def test_all_errors_of_the_context_come_at_once_and_nothing_is_started(coordinat
     assert not (coordinator.paths.root / "x").exists()
 
 
+@pytest.mark.parametrize(("role", "step"), [("coordinator", "SL-04"), ("node", "SN-04")])
+def test_no_machine_boots_where_programs_would_be_held_up_for_tests(request, role, step) -> None:
+    computer = request.getfixturevalue(role)
+    computer.inherited = {"ONEFED_FAILPOINTS": "points"}
+    with pytest.raises(BootError, match="ONEFED_FAILPOINTS is set") as caught:
+        computer.boot()
+    assert (caught.value.step_id, caught.value.exit_code) == (step, ExitCode.CONFIG)
+    assert computer.started == []
+
+
 def test_a_port_in_use_is_found_before_anything_is_made(coordinator) -> None:
     host, port = coordinator.variables["FL_FLEET_API_ADDRESS"].split(":")
     with socket.create_server((host, int(port))), pytest.raises(BootError) as caught:

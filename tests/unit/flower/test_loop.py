@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onefed import aggregate
+from onefed import aggregate, failpoints
 from onefed.apps.image_classification import client_app as digits
 from onefed.apps.image_classification import task
 from onefed.arrays import Arrays, digest
@@ -29,6 +29,8 @@ from onefed.telemetry import events
 ROUNDS = 4
 RUN = "run-1"
 START: Arrays = {"w": np.linspace(-1, 1, 5, dtype=np.float32), "b": np.zeros((), np.float32)}
+
+LOOP_POINTS = [point for point, text in failpoints.POINTS.items() if text.startswith("loop: ")]
 
 app = ClientApp()
 """A reproducible walk: every number depends on seed, round and partition, and on the model."""
@@ -101,6 +103,7 @@ class Federation:
             distance(model), 0.5, 7
         )
         self.stopping = False
+        self.reach: failpoints.Reach = failpoints.nothing
         self.start = START
         self.plan = loop.Plan(
             **{
@@ -155,6 +158,7 @@ class Federation:
             now=lambda: datetime(2026, 1, 1, tzinfo=UTC),
             sleep=self.clock.sleep,
             should_stop=lambda: self.stopping,
+            reach=self.reach,
         )
         return loop.run(self.plan, world, first if loaded is None else loaded.snapshot)
 
@@ -366,6 +370,28 @@ class TestExactResume:
             assert not announced & {number for number, _ in survivor.asked()}
             assert [record.round_number for record in last.history] == [1, 2, 3, 4]
 
+    @pytest.mark.parametrize("point", LOOP_POINTS)
+    def test_a_kill_at_any_point_changes_no_bit_and_repeats_no_announced_round(
+        self, start: Start, undisturbed: str, point: str
+    ) -> None:
+        for kill_in in range(1, ROUNDS + 1):
+            name = f"killed-{kill_in}"
+            killed = start(name)
+            killed.join(0, 1, 2)
+            killed.reach = _killer(point, kill_in)
+            with pytest.raises(Killed):
+                killed.run()
+            announced = {event.round for event in killed.told(events.RoundEnd)}
+            survivor = start(name)
+            survivor.join(0, 1, 2)
+
+            last = survivor.run()
+
+            assert digest(last.arrays) == undisturbed
+            trained = {number for number, _ in survivor.asked()}
+            assert not announced & trained
+            assert trained <= set(range(kill_in, ROUNDS + 1)), "at most the round in flight is lost"
+
     @settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
     @given(lives=st.lists(st.integers(0, 30), max_size=8))
     def test_many_kills_change_no_bit_either(
@@ -428,6 +454,17 @@ class TestExactResume:
         federation.run()
 
         assert seen == [kind.EVENT for kind in outcomes] * ROUNDS
+
+
+def _killer(point: str, number: int) -> failpoints.Reach:
+    """Ends the process at a point of a round."""
+
+    def reach(passed: str, passed_number: int) -> None:
+        assert passed in LOOP_POINTS
+        if (passed, passed_number) == (point, number):
+            raise Killed
+
+    return reach
 
 
 def _run_until_killed(federation: Federation, events_until_killed: int) -> set[int]:

@@ -7,6 +7,7 @@
 ``forks``       these processes
 ``wire``        how messages go between the two
 ``randomness``  fresh random numbers in forked processes
+``calls``       what the app was given to do, on disk
 ``health``      ``GET /health``
 ``__main__``    the program
 """

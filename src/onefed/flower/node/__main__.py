@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from onefed import failpoints
 from onefed.errors import OnefedError
 from onefed.flower import adapter_fleet
-from onefed.flower.node import forks
+from onefed.flower.node import calls, forks
 from onefed.flower.node.health import Health
 from onefed.flower.node.loop import Limits, Node, Wake
 from onefed.flower.node.membership import Heart, Membership
@@ -45,7 +46,7 @@ DRAIN_S_DEFAULT = 8.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a node; returns its exit code."""
     # First of all: the nursery has to come from a process without threads.
-    nursery = forks.start_nursery()
+    nursery = forks.start_nursery(failpoints.from_environ(os.environ))
     options = _options(arguments)
     _log_to_stderr(os.environ.get("FLWR_LOG_LEVEL", "INFO"))
     wake = Wake()
@@ -86,6 +87,7 @@ def _run(options: argparse.Namespace, workers: Workers, wake: Wake) -> int:
         wall_clock=lambda: datetime.now(UTC).timestamp(),
         random=uniform,
         warn=_warner(),
+        note=calls.Calls(folder, lambda: datetime.now(UTC)).note,
     )
     heart = Heart(fleet, membership, uniform)
     health = Health(

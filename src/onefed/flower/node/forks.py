@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 
 from flwr.clientapp import ClientApp
 
+from onefed import failpoints
 from onefed.flower import adapter_fleet
 from onefed.flower.node import randomness, wire
 
@@ -47,13 +48,17 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 """Loaded here because nothing should be loaded between fork and prctl."""
 
 
-def start_nursery() -> socket.socket:
-    """Fork the nursery; returns the node's end. The node has to be single-threaded until then."""
+def start_nursery(reach: failpoints.Reach = failpoints.nothing) -> socket.socket:
+    """Fork the nursery; returns the node's end. The node has to be single-threaded until then.
+
+    Args:
+        reach: where a test holds a child.
+    """
     ours, theirs = pair()
     if os.fork() == 0:
         ours.close()
         os.setsid()  # a signal to the node's group is the node's to handle
-        _Server(theirs).run()
+        _Server(theirs, reach).run()
     theirs.close()
     return ours
 
@@ -66,8 +71,9 @@ def pair() -> tuple[socket.socket, socket.socket]:
 class _Server:
     """What the nursery and a warm process do: one thread, one child at a time."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, reach: failpoints.Reach) -> None:
         self._control = control
+        self._reach = reach
         self._app: ClientApp | None = None
         self._keys: randomness.Keys | None = None
         self._child = 0
@@ -112,7 +118,7 @@ class _Server:
         pid = os.fork()
         if pid == 0:
             self._control.close()
-            _Server(socket.socket(fileno=channel.detach())).run()
+            _Server(socket.socket(fileno=channel.detach()), self._reach).run()
         self._say(pid=pid)
 
     def _load(self, channel: socket.socket) -> None:
@@ -140,7 +146,7 @@ class _Server:
         if pid == 0:
             _die_with_parent(signal.SIGKILL, server)
             self._control.close()
-            _handle(channel, self._app, self._keys)
+            _handle(channel, self._app, self._keys, self._reach)
         self._child = pid
         self._say(pid=pid)
         _, status = os.waitpid(pid, 0)
@@ -156,7 +162,10 @@ class _Server:
 
 
 def _handle(
-    channel: socket.socket, app: ClientApp | None, keys: randomness.Keys | None
+    channel: socket.socket,
+    app: ClientApp | None,
+    keys: randomness.Keys | None,
+    reach: failpoints.Reach,
 ) -> NoReturn:
     """The life of a child: one message."""
     exit_code = 1
@@ -167,6 +176,7 @@ def _handle(
         randomness.refresh(keys)
         with channel.makefile("rb") as source:
             job = wire.read_job(source)
+        reach("working", job.task.task_id)
 
         def find_app() -> ClientApp:
             return app if app is not None else adapter_fleet.load(job.task.app, job.fab)

@@ -125,6 +125,7 @@ class Node:
         wall_clock: Callable[[], float],
         random: Callable[[], float],
         warn: Callable[[str], None],
+        note: Callable[[Instruction], None] = lambda _: None,
     ) -> None:
         """
         Args:
@@ -132,6 +133,7 @@ class Node:
             wall_clock: seconds since 1970, against which messages expire.
             random: uniform in [0, 1).
             warn: told what a person should know.
+            note: told what the app is given to do, before it has it.
         """
         self._fleet = fleet
         self._membership = membership
@@ -142,6 +144,7 @@ class Node:
         self._clock = clock
         self._wall_clock = wall_clock
         self._warn = warn
+        self._note = note
         self._random = random
         self._fleet_size = fleet_size
         self._polling = Polling(fleet_size, now_s=clock(), random=random)
@@ -290,6 +293,7 @@ class Node:
             self._warn(f"Every message of {run.fab_id} is handled in a fresh process: {why}.")
         self._task_count += 1
         task = Task(app, self._task_count, instruction.message_id, context, objects)
+        self._note(instruction)
         answer = self._execute(instruction, task)
         if answer is None:
             return
