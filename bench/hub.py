@@ -33,6 +33,8 @@ EXAMPLES = record.ROOT / "examples"
 PROGRAM = (sys.executable, "-m", "onefed.cli.main")
 STOCK = ("--set", "FL_ISOLATION=subprocess")
 
+PARTS = ("rounds", "deploy", "large")
+
 PARAMETERS = 650
 """Of the example's model: 10 x 64 coefficients and 10 intercepts."""
 
@@ -111,14 +113,14 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--stock-rounds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--skip-large", action="store_true")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     raw: dict[str, Any] = {}
     results: list[dict[str, Any]] = []
     print(f"{'':44}{'stock s':>10}{'ours s':>10}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as folder:
         evaluated_by_nodes = _without_own_evaluation(Path(folder))
-        for nodes in options.nodes:
+        for nodes in options.nodes if "rounds" in options.parts else ():
             stock = _run(EXAMPLES / "sklearn-logreg", nodes, options.stock_rounds, *STOCK)
             ours = _run(EXAMPLES / "sklearn-logreg-managed", nodes, options.rounds)
             by_nodes = _run(evaluated_by_nodes, nodes, options.rounds)
@@ -132,12 +134,13 @@ def main() -> None:
                 ("hub round, evaluated by the nodes", stock.round_s, by_nodes.round_s),
             ):
                 results.append(_row(f"{name}, {nodes} nodes", peer_s, our_s, nodes))
-        stock = _run(EXAMPLES / "sklearn-logreg", 3, 1, *STOCK)
-        ours = _run(EXAMPLES / "sklearn-logreg-managed", 3, 1)
-        raw["deploy, 3 nodes"] = {"stock_s": stock.deploy_s, "ours_s": ours.deploy_s}
-        name = "deploy to first aggregated round, 3 nodes"
-        results.append(_row(name, stock.deploy_s, ours.deploy_s, 3))
-        if not options.skip_large:
+        if "deploy" in options.parts:
+            stock = _run(EXAMPLES / "sklearn-logreg", 3, 1, *STOCK)
+            ours = _run(EXAMPLES / "sklearn-logreg-managed", 3, 1)
+            raw["deploy, 3 nodes"] = {"stock_s": stock.deploy_s, "ours_s": ours.deploy_s}
+            name = "deploy to first aggregated round, 3 nodes"
+            results.append(_row(name, stock.deploy_s, ours.deploy_s, 3))
+        if "large" in options.parts:
             results.append(_large(Path(folder), raw))
     record.save_raw("hub", raw)
     record.save_latest(results)
