@@ -98,6 +98,11 @@ class System:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, mode, dir_fd=folder)
 
+    def open_to_append(self, name: str, folder: int) -> int:
+        """Open a file that is there, to add to its end."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=folder)
+
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of ``data``; how many bytes is the answer."""
         return os.write(descriptor, data)
@@ -172,13 +177,45 @@ def write_atomically(
     return stream.size_bytes
 
 
-def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(
+    path: Path, content: ReadableBuffer, *, mode: int = 0o644, system: System = SYSTEM
+) -> None:
     """Make ``path`` a file with exactly ``content``."""
 
     def write(stream: BinaryIO) -> None:
         stream.write(content)
 
-    write_atomically(path, write, mode=mode)
+    write_atomically(path, write, mode=mode, system=system)
+
+
+class Appender:
+    """A file that only grows. What was added is durable once ``sync`` has returned.
+
+    After an error the file may end in a part of what was to be added: its reader has to know.
+    """
+
+    def __init__(self, path: Path, *, system: System = SYSTEM) -> None:
+        """Open a file that is there."""
+        self._path = path
+        self._system = system
+        with _folder_of(path, "write", system) as folder:
+            self._descriptor = system.open_to_append(path.name, folder)
+
+    def append(self, data: bytes) -> None:
+        """Add to the end."""
+        rest = memoryview(data)
+        with _naming(self._path, "write"):
+            while rest:
+                rest = rest[self._system.write(self._descriptor, rest) :]
+
+    def sync(self) -> None:
+        """Make all of it survive a power cut."""
+        with _naming(self._path, "write"):
+            self._system.sync(self._descriptor)
+
+    def close(self) -> None:
+        """Without a sync."""
+        self._system.close(self._descriptor)
 
 
 def replace_symlink(path: Path, target: str, *, system: System = SYSTEM) -> None:

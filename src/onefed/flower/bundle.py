@@ -303,6 +303,11 @@ def unpack(fab: bytes) -> Bundle:
     )
 
 
+def managed_functions(fab: bytes) -> Managed | None:
+    """What a packed app says in its ``[tool.onefed]`` table; None where it has none."""
+    return _managed(_table(adapter.fab_config(fab), "tool", "onefed"), [])
+
+
 def built_in(use_case: str) -> App:
     """A built-in app, by the name that ``FL_USE_CASE`` takes; looked up only when wanted.
 

@@ -27,6 +27,9 @@ Metric = Annotated[float | None, 6]
 Seconds = Annotated[float | None, 2]
 """A duration, given with 2 decimals."""
 
+PEER_WARNINGS = frozenset({"no_quorum", "attempt_failed", "adoption_failed", "refused"})
+"""Kinds of ``PeerNotice`` that a person should look at."""
+
 INTEGER_MAX = 2**63
 """Larger ones (in absolute value) are a mistake of the sender and become null."""
 
@@ -348,6 +351,34 @@ class RecoverySaved(_Base):
 
 
 @dataclass(frozen=True, slots=True)
+class PeerRound(_Base):
+    """A member of a peer group installed the model that a majority has agreed on."""
+
+    EVENT: ClassVar[str] = "peer_round"
+    round: int
+    model_sha256: str
+    contributors: str
+    """Names of the members whose updates are in it, with commas."""
+    term: int
+    """Of the leader under which it was decided."""
+    round_duration_seconds: Seconds
+    """Since this member installed the model before."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerNotice(_Base):
+    """What a member of a peer group noticed: a leader, no quorum, an attempt that failed."""
+
+    EVENT: ClassVar[str] = "peer_notice"
+    kind: str
+    detail: str
+
+    @property
+    def severity(self) -> Level:
+        return "WARNING" if self.kind in PEER_WARNINGS else "DEBUG"
+
+
+@dataclass(frozen=True, slots=True)
 class AppLog(_Base):
     """A line that an unmanaged app wrote."""
 
@@ -395,6 +426,8 @@ Event: TypeAlias = (
     | ClientReply
     | RoundRepeated
     | RecoverySaved
+    | PeerRound
+    | PeerNotice
     | AppLog
     | Notice
 )

@@ -129,6 +129,15 @@ def _sentence(event: ev.Event | ev.Unknown, of: str) -> str:
                 f"round {event.round}{of} is repeated: {event.reason} ({event.responded} of "
                 f"{_count(event.required, 'reply', 'replies')})"
             )
+        case ev.PeerRound():
+            return _listing(
+                f"round {event.round}{of} is agreed on",
+                f"updates of {event.contributors}",
+                f"model {event.model_sha256[:12]}",
+                _seconds(event.round_duration_seconds),
+            )
+        case ev.PeerNotice():
+            return f"{event.kind.replace('_', ' ')}: {event.detail}"
         case ev.RecoverySaved():
             return f"round {event.round}{of} is safe ({_size(event.size_bytes)})"
         case ev.AppLog():

@@ -235,6 +235,8 @@ def apply(view: FederationView, record: Record) -> FederationView:
             return _apply_client(view, event)
         case None | ev.Unknown() | ev.AppLog() | ev.GpuDetected() | ev.GpuUnavailable():
             return view
+        case ev.PeerRound() | ev.PeerNotice():
+            return view  # of groups without a coordinator, which have a view of their own
         case other:
             assert_never(other)
 

@@ -55,6 +55,8 @@ def examples() -> tuple[ev.Event, ...]:
         ev.ClientReply(3, "train", "7", "0", 1200, 3.9),
         ev.RoundRepeated(3, "deadline", 1, 2),
         ev.RecoverySaved(3, SHA256, 5 * 2**20),
+        ev.PeerRound(3, SHA256, "node-0,node-1", 2, 0.41),
+        ev.PeerNotice("no_quorum", "1 of 3 voters are heard"),
         ev.AppLog("INFO: hello"),
         ev.Notice("WARNING", "the disk is almost full"),
     )

@@ -1,0 +1,120 @@
+"""A peer group on this machine, as files: what was asked for, and where each node lies.
+
+    group.json        what was asked for
+    app.fab           the app, packed
+    members/NAME      the operator's list: whoever stands there is let in by the others
+    nodes/NAME/       all of one node: identity, journal, models, private state, events, log
+    summary.json      how the last start ended
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onefed.checkpoint import files
+from onefed.errors import NotFoundError, OnefedError
+from onefed.local.state import check_name
+
+FOLDER = "peers"
+"""Below ``ONEFED_HOME``."""
+LOOPBACK = "127.0.0.1"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PeerSpec:
+    """What was asked for."""
+
+    name: str
+    addresses: Mapping[str, str]
+    """Of the first roster, by node: ``host:port``. Partition ids are in their order."""
+    rounds: int
+    epochs: int | None
+    seed: int
+    strategy: str
+    app: str
+    """Use case, or the folder of the user's app."""
+    run_config: Mapping[str, bool | int | float | str]
+    """What was set of the app's configuration."""
+    holds: tuple[int, ...] = ()
+    """Rounds that no node begins to train before it is told so."""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class PeerGroup:
+    """The folder of a group."""
+
+    folder: Path
+
+    @property
+    def app(self) -> Path:
+        return self.folder / "app.fab"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "summary.json"
+
+    @property
+    def members(self) -> Path:
+        return self.folder / "members"
+
+    def node(self, name: str) -> Path:
+        """All of one node."""
+        return self.folder / "nodes" / name
+
+    def events(self, name: str) -> Path:
+        """What happened at one node, one JSON object a line."""
+        return self.node(name) / "events.jsonl"
+
+    def log(self, name: str) -> Path:
+        """What one node's process printed."""
+        return self.node(name) / "node.log"
+
+    def write(self, spec: PeerSpec, fab: bytes) -> None:
+        """Make the group."""
+        for folder in (self.folder, self.members, self.folder / "nodes"):
+            files.make_folder(folder, mode=0o700)
+        files.write_bytes(self.app, fab)
+        files.write_json(self.folder / "group.json", dataclasses.asdict(spec))
+
+    def read(self) -> PeerSpec:
+        """What was asked for.
+
+        Raises:
+            NotFoundError: there is no such group.
+        """
+        path = self.folder / "group.json"
+        if not path.exists():
+            raise NotFoundError(
+                f"There is no peer group in {self.folder}.",
+                hint="onefed peer up makes one; --name names it.",
+            )
+        document: dict[str, Any] = json.loads(json.dumps(files.read_json(path)))
+        if document.get("format") != FORMAT:
+            raise OnefedError(f"{path} was written by another version of onefed.")
+        document["holds"] = tuple(document["holds"])
+        return PeerSpec(**document)
+
+
+def group(home: Path, name: str) -> PeerGroup:
+    """The folder of a group, by its name."""
+    return PeerGroup(home / FOLDER / check_name(name))
+
+
+def free_addresses(count: int) -> list[str]:
+    """So many free ports on loopback, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [f"{LOOPBACK}:{each.getsockname()[1]}" for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

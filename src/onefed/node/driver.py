@@ -1,0 +1,607 @@
+"""A node of a peer group: the machine of ``peer``, and everything around it that is real.
+
+One task takes the events in turn, lets the machine decide, and carries out its actions in their
+order. The duties of the caller are those of ``peer.interface``; the order that matters is: a record
+is on disk before the message that speaks of it is sent, and a model before its record is made. What
+takes long (training, the rule, a model's file) is done beside that task and comes back as an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, assert_never
+
+from onefed import aggregate, arrays
+from onefed.checkpoint.files import DamagedError
+from onefed.errors import ExitCode, OnefedError
+from onefed.node import codec, contact
+from onefed.node.contact import Contact
+from onefed.node.content import Content, ContentError, client_key
+from onefed.node.inbox import Inbox
+from onefed.node.items import Items, Update
+from onefed.node.store import Store
+from onefed.node.training import App, Task, Trained, TrainingError
+from onefed.node.transport import Chunk, Transport
+from onefed.peer.interface import (
+    Action,
+    Append,
+    Assemble,
+    Assembled,
+    CommittedRecord,
+    Drop,
+    Event,
+    Forget,
+    Install,
+    LeaveAsked,
+    Lost,
+    Notice,
+    Progressed,
+    Received,
+    Reduce,
+    Reduced,
+    Release,
+    Send,
+    Started,
+    Tick,
+    Train,
+)
+from onefed.peer.interface import Trained as TrainedEvent
+from onefed.peer.machine import Machine
+from onefed.peer.messages import (
+    Ballot,
+    Blob,
+    Contribution,
+    Data,
+    Entry,
+    Item,
+    Join,
+    Member,
+    NodeId,
+    Roster,
+    Shard,
+    Slice,
+    Want,
+)
+from onefed.peer.settings import Settings
+from onefed.telemetry import events
+from onefed.tls import member_identity
+from onefed.tls.member_identity import MemberIdentity
+
+TRAININGS_MAX = 3
+"""Tries at one round; an app that raises so often does not contribute to it."""
+TRAINING_PAUSE_S = 0.5
+
+MakeTransport = Callable[
+    [NodeId, MemberIdentity, str, Callable[[], Mapping[NodeId, Contact]]], Transport
+]
+
+
+class NodeError(OnefedError):
+    """A node cannot do what it was asked to do."""
+
+    exit_code = ExitCode.CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Durations of ``peer.settings``, in seconds."""
+
+    beat_s: float = 0.1
+    suspect_s: float = 1.0
+    election_min_s: float = 1.0
+    election_max_s: float = 2.0
+    repair_s: float = 0.5
+    stall_s: float = 5.0
+    straggler_floor_s: float = 0.5
+    straggler_cap_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a node is given of the world, so that it can be tested without it."""
+
+    make_transport: MakeTransport
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    now: Callable[[], datetime]
+    """Aware; for certificates only."""
+    jitter: Callable[[], float]
+    """From 0 up to 1, another number at each call."""
+    emit: Callable[[events.Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A look at a node."""
+
+    name: NodeId
+    state: str
+    """``idle``, ``training``, ``no quorum``, ``finished``, ``stopped`` or ``failed``."""
+    role: str
+    leader: NodeId | None
+    term: int
+    round_number: int
+    """Of the newest model that is installed."""
+    rounds_total: int
+    model_sha256: str | None
+    voters: tuple[NodeId, ...]
+
+
+class Node:
+    """One member: ``start``, ``connect`` to the others, ``set_start_learning``, ``stop``.
+
+    All members are given the same list of members, rounds, rule and app; a node that was killed is
+    made anew on the same folder and goes on from what it finds there.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        data: Path,
+        *,
+        name: NodeId,
+        address: str,
+        experiment: str,
+        rule: aggregate.Rule,
+        world: World,
+        pace: Pace | None = None,
+        votes: bool = True,
+    ) -> None:
+        """Make a node.
+
+        Args:
+            data: folder of this node alone: identity, journal, models, private state.
+            address: ``host:port`` at which the others reach it.
+            experiment: the same at all members; nodes of another one are not talked to.
+            votes: False: it contributes and gets every model, and has no vote.
+        """
+        self._app = app
+        self._data = data
+        self._name = name
+        self._address = address
+        self._experiment = experiment
+        self._rule = rule
+        self._world = world
+        self._pace = pace or Pace()
+        self._votes = votes
+        self._content = Content(app.initial_model(), rule)
+        self._items = Items(self._content)
+        self._inbox = Inbox()
+        self._listed: dict[NodeId, Contact] = {}
+        self._roster: dict[NodeId, Contact] = {}
+        self._former: dict[NodeId, Contact] = {}
+        """Of the roster before: who was taken off is told so."""
+        self._member: Member | None = None
+        self._store: Store | None = None
+        self._transport: Transport | None = None
+        self._machine: Machine | None = None
+        self._epochs: int | None = None
+        self._rounds_total = 0
+        self._base: tuple[str, bytes] = ("", b"")
+        """Root and content of the model that was used last."""
+        self._model_sha256: str | None = None
+        self._round_started_s = 0.0
+        self._private: bytes | None = None
+        self._left_private: tuple[int, bytes | None] = (0, None)
+        """Round, and what the app left after training it: kept once that is committed."""
+        self._cancelled = threading.Event()
+        self._trainer = ThreadPoolExecutor(1, "training")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._says = "idle"
+        self._ended = asyncio.Event()
+        self.error: OnefedError | None = None
+        """Why it failed."""
+
+    # What people call
+
+    @property
+    def member(self) -> Member:
+        """This node as the others list it; known once it has started."""
+        assert self._member is not None, "start comes first"
+        return self._member
+
+    async def start(self) -> None:
+        """Take the folder, find or make the identity, and listen.
+
+        Raises:
+            InUseError: another process has the folder.
+        """
+        self._store = Store(self._data)
+        identity = member_identity.ensure(self._data / "identity", self._name, self._world.now())
+        own = Contact(self._address, identity.certificate)
+        self._member = own.member(self._name)
+        self._transport = self._world.make_transport(
+            self._name, identity, self._address, self._contacts
+        )
+        await self._transport.start(self)
+
+    def connect(self, member: Member) -> None:
+        """Let another member in: its certificate is pinned as it is given here."""
+        if member.node != self._name:
+            self._listed[member.node] = contact.of(member)
+
+    async def set_start_learning(self, rounds: int, epochs: int | None = None) -> None:
+        """Train so many rounds with all members that are connected, or go on doing so.
+
+        Raises:
+            JournalError: the journal in the folder cannot be trusted.
+            NodeError: the rule does not work with so few members.
+        """
+        store = self._store
+        assert store is not None, "start comes first"
+        assert self._machine is None, "a node learns once"
+        self._rounds_total, self._epochs = rounds, epochs
+        if not store.exists:
+            entry, model = self._first()
+            await asyncio.to_thread(store.create, self._name, self._experiment, entry, model)
+        saved = await asyncio.to_thread(store.load, self._name, self._experiment)
+        needed = max(self._rule.clients_min, self._rule.updates_needed(len(saved.commit.roster)))
+        if len(saved.commit.roster) < needed:
+            raise NodeError(
+                f"{self._rule.name} needs {needed} members; there are {len(saved.commit.roster)}.",
+                hint="Have more members, or choose another rule.",
+            )
+        self._learn_roster(saved.commit.roster)
+        with contextlib.suppress(DamagedError):
+            kept = store.read_private()
+            if kept is not None and kept[0] <= saved.commit.round_number:
+                self._private = kept[1]
+        settings = Settings(
+            member=self.member,
+            experiment=self._experiment,
+            rounds_total=rounds,
+            rule=hashlib.sha256(repr(self._rule).encode()).hexdigest(),
+            whole_updates=self._content.whole,
+            votes=self._votes,
+            min_contributors=needed,
+            **asdict(self._pace),
+        )
+        self._machine = Machine(settings, saved, jitter=self._world.jitter)
+        self._round_started_s = self._world.clock()
+        self._says = "training"
+        self._loop = asyncio.get_running_loop().create_task(self._run())
+
+    def leave(self, node: NodeId | None = None) -> None:
+        """Have a member taken off the roster with the next commit: this one, or another."""
+        self._inbox.put_own(LeaveAsked(node or self._name))
+
+    @property
+    def state(self) -> NodeState:
+        """As it is now."""
+        machine = self._machine
+        says = self._says
+        if says == "no quorum" and machine is not None and machine.leader is not None:
+            says = "training"
+        return NodeState(
+            name=self._name,
+            state=says,
+            role="none" if machine is None else machine.role.value,
+            leader=None if machine is None else machine.leader,
+            term=0 if machine is None else machine.term,
+            round_number=0 if machine is None else max(machine.installed, 0),
+            rounds_total=self._rounds_total,
+            model_sha256=self._model_sha256,
+            voters=() if machine is None else machine.voters,
+        )
+
+    async def ended(self) -> None:
+        """Wait until the last round is installed, or the node has failed.
+
+        It serves the others until it is stopped.
+        """
+        await self._ended.wait()
+
+    async def stop(self) -> None:
+        """End: nothing is lost, the same folder goes on."""
+        self._cancelled.set()
+        tasks = [*self._tasks, *([self._loop] if self._loop else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.stop()
+        self._app.close()
+        self._trainer.shutdown(wait=False, cancel_futures=True)
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        if self._says not in ("finished", "failed"):
+            self._says = "stopped"
+
+    # What the transport calls
+
+    async def on_talk(self, sender: NodeId, content: bytes) -> None:
+        message = codec.decode(content)
+        if isinstance(message, Data):
+            raise codec.CodecError("An item without its bytes.")
+        if isinstance(message, Join):
+            self._require_listed(message.member)
+        if self._machine is not None:
+            await self._inbox.put(Received(sender, message))
+
+    async def on_chunk(self, sender: NodeId, chunk: Chunk) -> None:
+        if self._machine is None:
+            return
+        came = self._items.arrive(sender, chunk)
+        if came is None:
+            await self._inbox.put(Progressed())
+            return
+        match chunk.item:
+            case Blob(root):
+                if await asyncio.to_thread(self._content.root, came) != root:
+                    raise codec.CodecError("A model that does not have its digest.")
+                await asyncio.to_thread(self._disk.write_model, root, came)
+                self._items.wanted.discard(root)
+            case item:
+                if isinstance(item, Slice) and item.count == 1:
+                    await asyncio.to_thread(self._require_digest, item, came)
+                if not self._items.keep(item, came):
+                    return
+        await self._inbox.put(Received(sender, Data(chunk.item)))
+
+    async def on_lost(self, peer: NodeId) -> None:
+        self._items.forget_parts(peer)
+        if self._machine is not None:
+            await self._inbox.put(Lost(peer))
+
+    def on_refused(self, sender: NodeId | None, reason: str) -> None:
+        who = "a stranger" if sender is None else sender
+        self._notice("refused", f"a connection of {who} was closed: {reason}")
+
+    # The one task
+
+    async def _run(self) -> None:
+        machine, clock = self._machine, self._world.clock
+        assert machine is not None
+        try:
+            await self._step(Started())
+            while True:
+                wait_s = machine.due_s - clock()
+                event = None if wait_s <= 0 else await self._inbox.get(wait_s)
+                if event is not None:
+                    await self._step(event)
+                elif machine.due_s <= clock():
+                    await self._step(Tick())
+        except OnefedError as error:
+            self._fail(error)
+
+    async def _step(self, event: Event) -> None:
+        assert self._machine is not None
+        for action in self._machine.step(self._world.clock(), event):
+            await self._perform(action)
+
+    async def _perform(self, action: Action) -> None:
+        match action:
+            case Append(record, sync):
+                self._disk.append(record)
+                if sync:
+                    await asyncio.to_thread(self._disk.sync)
+                if isinstance(record, CommittedRecord):
+                    self._learn_roster(record.entry.roster)
+            case Send(to, Data(item)):
+                self._send_item(to, item)
+            case Send(to, message):
+                if isinstance(message, Want) and isinstance(message.item, Blob):
+                    self._items.wanted.add(message.item.root)
+                assert self._transport is not None
+                self._transport.talk(to, codec.encode(message))
+            case Train():
+                self._cancelled.set()
+                self._cancelled = threading.Event()
+                self._begin(self._train(action, self._cancelled))
+            case Reduce():
+                self._begin(self._reduce(action))
+            case Assemble():
+                self._begin(self._assemble(action))
+            case Install(entry):
+                await self._install(entry)
+            case Release(round_number):
+                self._items.release(round_number)
+            case Drop(item):
+                self._items.drop(item)
+            case Forget(root):
+                await asyncio.to_thread(self._disk.forget_model, root)
+            case Notice(kind, detail):
+                if kind == "no_quorum":
+                    self._says = "no quorum"
+                self._notice(kind, detail)
+            case _:
+                assert_never(action)
+
+    def _send_item(self, to: NodeId, item: Item) -> None:
+        assert self._transport is not None
+        if isinstance(item, Blob):
+            self._begin(self._send_model(to, item))
+            return
+        content = self._items.get(item)
+        assert content is not None, "the machine sends what is here"
+        self._transport.carry(to, item, content)
+
+    async def _send_model(self, to: NodeId, item: Blob) -> None:
+        assert self._transport is not None
+        with contextlib.suppress(DamagedError):  # forgotten meanwhile, or broken: others have it
+            self._transport.carry(to, item, await self._model(item.root))
+
+    async def _install(self, entry: Entry) -> None:
+        content = await self._model(entry.root)
+        model = self._content.model(content)
+        self._model_sha256 = await asyncio.to_thread(arrays.digest, model)
+        round_number, private = self._left_private
+        if private is not None and round_number == entry.round_number:
+            self._private = private
+            await asyncio.to_thread(self._disk.write_private, round_number, private)
+        now_s = self._world.clock()
+        machine = self._machine
+        assert machine is not None
+        if entry.round_number:
+            self._world.emit(
+                events.PeerRound(
+                    round=entry.round_number,
+                    model_sha256=self._model_sha256,
+                    contributors=",".join(each.node for each in entry.contributors),
+                    term=entry.ballot.term,
+                    round_duration_seconds=now_s - self._round_started_s,
+                )
+            )
+        self._round_started_s = now_s
+        if entry.round_number >= self._rounds_total:
+            self._says = "finished"
+            self._ended.set()
+
+    # Beside it
+
+    async def _train(self, action: Train, cancelled: threading.Event) -> None:
+        content = await self._model(action.base)
+        task = Task(action.round_number, self._epochs, self._content.model(content), self._private)
+        for _ in range(TRAININGS_MAX):
+            try:
+                trained = await asyncio.get_running_loop().run_in_executor(
+                    self._trainer, self._app.train, task, cancelled
+                )
+                if cancelled.is_set():
+                    return
+                update = await asyncio.to_thread(self._checked, task, trained)
+            except TrainingError as error:
+                if cancelled.is_set():
+                    return
+                self._world.emit(
+                    events.ClientFailure(
+                        round=task.round_number,
+                        node_id=self._name,
+                        error_type="training",
+                        client=client_key(self._name),
+                        reason=error.message,
+                    )
+                )
+                await asyncio.sleep(TRAINING_PAUSE_S)
+                continue
+            digest = await asyncio.to_thread(arrays.digest, update)
+            self._items.updates[digest] = Update(task.round_number, update)
+            self._left_private = (task.round_number, trained.private)
+            made = Contribution(self._name, trained.examples, digest, arrays.nbytes(update))
+            self._inbox.put_own(TrainedEvent(task.round_number, action.base, made))
+            return
+
+    def _checked(self, task: Task, trained: Trained) -> arrays.Arrays:
+        """The update as any rule may see it: the others trust its arithmetic, not its sense."""
+        update = aggregate.Update(client_key(self._name), trained.examples, trained.model)
+        checked = aggregate.check([update], task.model)
+        if checked.rejected:
+            raise TrainingError(f"The app's update cannot be used: {checked.rejected[0].reason}.")
+        accepted = checked.accepted[0].arrays
+        return {key: accepted[key] for key in task.model}
+
+    async def _reduce(self, action: Reduce) -> None:
+        plan, index, count = action.plan, action.index, action.plan.shard_count
+        base = await self._model(plan.base)
+        slices = [
+            Slice(plan.round_number, each.node, each.digest, index, count)
+            for each in plan.contributors
+        ]
+        parts = [part for each in slices if (part := self._items.get(each)) is not None]
+        if len(parts) < len(slices):
+            return  # the round was committed meanwhile, and its slices are gone
+        shard = await asyncio.to_thread(
+            self._content.reduce, base, parts, plan.contributors, index, count, plan.round_number
+        )
+        if self._items.keep(Shard(plan.round_number, plan.ballot, index), shard):
+            self._inbox.put_own(Reduced(plan.ballot, index))
+
+    async def _assemble(self, action: Assemble) -> None:
+        parts = [part for each in action.shards if (part := self._items.get(each)) is not None]
+        if len(parts) < len(action.shards):
+            return
+        try:
+            root, size_bytes = await asyncio.to_thread(self._join, parts)
+        except ContentError as error:
+            self._notice("refused", f"a result that does not fit: {error.message}")
+            return
+        self._inbox.put_own(Assembled(action.plan, root, size_bytes))
+
+    def _join(self, parts: list[bytes]) -> tuple[str, int]:
+        content = self._content.join(parts)
+        root = self._content.root(content)
+        self._disk.write_model(root, content)
+        return root, len(content)
+
+    def _require_digest(self, item: Slice, content: bytes) -> None:
+        found = arrays.digest(self._content.update(content))
+        if found != item.digest:
+            raise codec.CodecError(f"An update of {item.node} that does not have its digest.")
+
+    # Helpers
+
+    @property
+    def _disk(self) -> Store:
+        assert self._store is not None, "the node runs"
+        return self._store
+
+    def _first(self) -> tuple[Entry, bytes]:
+        """What all begin with."""
+        members = [Member(node, each.member(node).contact) for node, each in self._listed.items()]
+        roster = tuple(sorted((*members, self.member), key=lambda member: member.node))
+        model = self._content.first()
+        root = self._content.root(model)
+        return Entry(0, root, len(model), Ballot(0, 0), roster, (), ()), model
+
+    async def _model(self, root: str) -> bytes:
+        """The content of a model on disk, which is looked at once."""
+        known, content = self._base
+        if known != root:
+            content = await asyncio.to_thread(self._read_model, root)
+            self._base = (root, content)
+        return content
+
+    def _read_model(self, root: str) -> bytes:
+        content = self._disk.read_model(root, self._content.model_bytes)
+        if self._content.root(content) != root:
+            raise DamagedError(self._data / "models" / root, "it does not have its digest")
+        return content
+
+    def _contacts(self) -> Mapping[NodeId, Contact]:
+        """Who may connect now. What is committed counts before what the operator has listed."""
+        return {**self._former, **self._listed, **self._roster}
+
+    def _learn_roster(self, roster: Roster) -> None:
+        self._former = self._roster
+        self._roster = {each.node: contact.of(each) for each in roster if each.node != self._name}
+
+    def _require_listed(self, member: Member) -> None:
+        """Only whom the operator has listed, and as he did, may come onto the roster."""
+        known = self._contacts().get(member.node)
+        if known is None or known.member(member.node) != member:
+            raise codec.CodecError(f"{member.node} is not listed like that.")
+
+    def _notice(self, kind: str, detail: str) -> None:
+        self._world.emit(events.PeerNotice(kind, detail))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the one task; what goes wrong there ends the node."""
+        task = asyncio.get_running_loop().create_task(self._watched(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except OnefedError as error:
+            self._fail(error)
+
+    def _fail(self, error: OnefedError) -> None:
+        """End as if killed: the others go on, and the folder holds what was promised."""
+        self.error = error
+        self._says = "failed"
+        self._world.emit(events.Notice("ERROR", str(error)))
+        self._cancelled.set()
+        if self._loop is not None:
+            self._loop.cancel()
+        self._ended.set()

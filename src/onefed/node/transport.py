@@ -1,0 +1,107 @@
+"""What a node asks of the network, and how bytes of an item are cut and put together.
+
+Talk is small and may be lost; what is carried are items, in chunks, one item after the other. A
+peer that is lost is told once.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Protocol
+
+from onefed.errors import OnefedError
+from onefed.node import codec
+from onefed.peer.messages import Item, NodeId
+
+CHUNK_BYTES = 2**20
+"""Of an item in one piece: a heartbeat waits for no more than one of them."""
+
+CHUNK_HEADER_BYTES_MAX = 4096
+
+TALK_QUEUE_MAX = 256
+"""Messages to one peer that wait; the oldest is lost first, since a newer one says more."""
+
+CARRY_QUEUE_MAX = 1024
+"""Items to one peer that wait; further ones are lost, and will be asked for."""
+
+_HEADER_LENGTH = struct.Struct("<I")
+
+
+class Receiver(Protocol):
+    """Who takes what arrives."""
+
+    async def on_talk(self, sender: NodeId, content: bytes) -> None:
+        """A message, undecoded. Returns when there is room for more."""
+        ...
+
+    async def on_chunk(self, sender: NodeId, chunk: Chunk) -> None:
+        """A part of an item. Returns when there is room for more."""
+        ...
+
+    async def on_lost(self, peer: NodeId) -> None:
+        """The connection to a peer broke, and a second one could not be made at once."""
+        ...
+
+    def on_refused(self, sender: NodeId | None, reason: str) -> None:
+        """A connection was closed for what it sent; None: it was nobody's."""
+        ...
+
+
+class Transport(Protocol):
+    """Connections to all members."""
+
+    async def start(self, receiver: Receiver) -> None:
+        """Listen, and connect to whoever is known."""
+        ...
+
+    def talk(self, to: NodeId, content: bytes) -> None:
+        """Send a message, or lose it."""
+        ...
+
+    def carry(self, to: NodeId, item: Item, content: bytes) -> None:
+        """Send an item, or lose it. ``content`` is kept until it is sent."""
+        ...
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of an item, on its way."""
+
+    item: Item
+    total_bytes: int
+    offset: int
+    content: bytes
+
+
+def encode_chunk(item: Item, total_bytes: int, offset: int, content: memoryview) -> bytes:
+    """Header and bytes."""
+    header = json.dumps([codec.encode_item(item), total_bytes, offset]).encode()
+    return b"".join((_HEADER_LENGTH.pack(len(header)), header, content))
+
+
+def decode_chunk(frame: bytes) -> Chunk:
+    """The chunk; raises ``CodecError`` where it is none."""
+    if len(frame) < _HEADER_LENGTH.size:
+        raise codec.CodecError("A chunk without a header.")
+    (length,) = _HEADER_LENGTH.unpack_from(frame)
+    start = _HEADER_LENGTH.size + length
+    if length > CHUNK_HEADER_BYTES_MAX or start > len(frame):
+        raise codec.CodecError(f"A chunk with a header of {length} bytes.")
+    try:
+        item, total_bytes, offset = json.loads(frame[_HEADER_LENGTH.size : start])
+    except (ValueError, RecursionError) as error:
+        raise codec.CodecError(f"The header of a chunk cannot be read: {error}.") from error
+    content = frame[start:]
+    if type(total_bytes) is not int or type(offset) is not int:
+        raise codec.CodecError("The header of a chunk has no numbers.")
+    if not 0 <= offset <= offset + len(content) <= total_bytes or len(content) > CHUNK_BYTES:
+        raise codec.CodecError("A chunk outside of its item.")
+    if not content and total_bytes:
+        raise codec.CodecError("A chunk of nothing.")
+    return Chunk(codec.decode_item(item), total_bytes, offset, content)
