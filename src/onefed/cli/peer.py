@@ -1,4 +1,4 @@
-"""peer simulate: schedules of the peer protocol in virtual time."""
+"""peer: groups without a coordinator, and simulate: schedules of their protocol in virtual time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from onefed.cli import peer_group
 from onefed.cli.screen import say
 from onefed.errors import ExitCode
 from onefed.sim import options, report
@@ -27,6 +28,12 @@ app = typer.Typer(
 @app.callback()
 def _group() -> None:
     """Training without a coordinator."""
+
+
+app.command()(peer_group.up)
+app.command()(peer_group.status)
+app.command()(peer_group.join)
+app.command()(peer_group.leave)
 
 
 @app.command()

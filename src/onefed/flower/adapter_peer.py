@@ -22,7 +22,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from onefed.aggregate import Update
 from onefed.arrays import Arrays
-from onefed.flower import adapter, adapter_message, payload
+from onefed.flower import adapter_message, payload
 from onefed.flower.adapter_fleet import Answer, AppReference, Task
 from onefed.flower.clients import Client
 from onefed.flower.exchange import Failure, Reply
@@ -93,7 +93,9 @@ def read(answer: Answer) -> Update | str:
         return f"The app failed: {message.error.reason}"
     client = Client("0", FIRST_NODE_ID)
     update = payload.read_update(Reply(client, message.content, 0.0))
-    return f"The app's answer is of no use: {update.reason}" if isinstance(update, Failure) else update
+    return (
+        f"The app's answer is of no use: {update.reason}" if isinstance(update, Failure) else update
+    )
 
 
 def _first_context(node: PeerNode) -> bytes:

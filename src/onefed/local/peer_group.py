@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from onefed.checkpoint import files
@@ -338,8 +338,3 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
         "exit_code": int(outcome.exit_code),
         "format": 1,
     }
-
-
-def spec_document(spec: PeerSpec) -> dict[str, Any]:
-    """For people who look."""
-    return asdict(spec)

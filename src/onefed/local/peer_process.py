@@ -1,8 +1,7 @@
 """``python -m onefed.local.peer_process``: one node of a peer group, until SIGTERM.
 
-What it is to do lies in the group's folder. Lines on standard input steer it: ``go ROUND`` lets it
-train a round that is held, ``leave`` and ``leave NODE`` have a node taken off the roster. When
-standard input ends, so does the node: whoever started it is gone.
+What it is to do lies in the group's folder. A line ``go ROUND`` on standard input lets it train a
+round that is held. When standard input ends, so does the node: whoever started it is gone.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from onefed.node.training import Task, Trained, TrainingError
 from onefed.peer.messages import Member
 from onefed.telemetry.log import EventLog
 
-MEMBERS_LOOK_S = 0.2
-"""How soon a member that the operator lists is let in."""
+LOOK_S = 0.2
+"""How soon a member that the operator lists is let in, and a request is seen."""
 
 START_LIMIT_S = 60.0
 """The others of the first roster have listed themselves by then."""
@@ -140,10 +139,10 @@ async def _run(options: argparse.Namespace, nursery: socket.socket) -> int:
         for member in _members(place):
             if member.node in names:
                 node.connect(member)
-        await node.set_start_learning(spec.rounds, spec.epochs)
+        await node.set_start_learning(spec.rounds, spec.epochs, founds=name in names)
         work = [
             asyncio.ensure_future(each)
-            for each in (_steer(app, node, stop), _let_in(place, node), _show(place, node))
+            for each in (_steer(app, stop), _look_around(place, node), _show(place, node))
         ]
         ended = asyncio.ensure_future(node.ended())
         stopped = asyncio.ensure_future(stop.wait())
@@ -176,17 +175,36 @@ def _members(place: PeerGroup) -> list[Member]:
 
 
 async def _wait_for_members(place: PeerGroup, names: Sequence[str], stop: asyncio.Event) -> None:
-    async with asyncio.timeout(START_LIMIT_S):
-        while not stop.is_set() and not set(names) <= set(files.names_in(place.members)):
-            await asyncio.sleep(MEMBERS_LOOK_S / 4)
+    """Until all of the first roster have listed themselves, or the node is to stop."""
+    deadline_s = time.monotonic() + START_LIMIT_S
+    while missing := set(names) - set(files.names_in(place.members)):
+        if time.monotonic() > deadline_s:
+            raise OnefedError(
+                f"{', '.join(sorted(missing))} did not start within {START_LIMIT_S:.0f} s.",
+                hint=f"The nodes' logs are in {place.folder / 'nodes'}.",
+            )
+        if await _is_set(stop, LOOK_S / 4):
+            return
 
 
-async def _let_in(place: PeerGroup, node: Node) -> None:
-    """Connect to members that are listed later."""
+async def _is_set(stop: asyncio.Event, wait_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            await stop.wait()
+    return stop.is_set()
+
+
+async def _look_around(place: PeerGroup, node: Node) -> None:
+    """Connect to members that are listed later, and do what was asked for in a file."""
     while True:
-        await asyncio.sleep(MEMBERS_LOOK_S)
+        await asyncio.sleep(LOOK_S)
         for member in _members(place):
             node.connect(member)
+        for name in files.names_in(place.requests(node.member.node)):
+            verb, _, who = name.partition(" ")
+            files.remove(place.requests(node.member.node) / name)
+            if verb == "leave" and contact.NAME.fullmatch(who):
+                node.leave(who)
 
 
 async def _show(place: PeerGroup, node: Node) -> None:
@@ -202,7 +220,7 @@ def _write_state(place: PeerGroup, node: Node) -> None:
         files.write_json(place.node(node.state.name) / "state.json", state)
 
 
-async def _steer(app: HeldApp, node: Node, stop: asyncio.Event) -> None:
+async def _steer(app: HeldApp, stop: asyncio.Event) -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -211,8 +229,6 @@ async def _steer(app: HeldApp, node: Node, stop: asyncio.Event) -> None:
         match line.decode("utf-8", "replace").split():
             case ["go", number] if number.isdigit():
                 app.go(int(number))
-            case ["leave", *who]:
-                node.leave(who[0] if who else None)
             case _:
                 sys.stderr.write(f"Not understood: {json.dumps(line.decode(errors='replace'))}\n")
     stop.set()
@@ -220,4 +236,3 @@ async def _steer(app: HeldApp, node: Node, stop: asyncio.Event) -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
-

@@ -1,10 +1,10 @@
 """A peer group on this machine, as files: what was asked for, and where each node lies.
 
-    group.json        what was asked for
-    app.fab           the app, packed
-    members/NAME      the operator's list: whoever stands there is let in by the others
-    nodes/NAME/       all of one node: identity, journal, models, private state, events, log
-    summary.json      how the last start ended
+group.json        what was asked for
+app.fab           the app, packed
+members/NAME      the operator's list: whoever stands there is let in by the others
+nodes/NAME/       all of one node: identity, journal, models, private state, events, log
+summary.json      how the last start ended
 """
 
 from __future__ import annotations
@@ -68,6 +68,21 @@ class PeerGroup:
     def node(self, name: str) -> Path:
         """All of one node."""
         return self.folder / "nodes" / name
+
+    def requests(self, name: str) -> Path:
+        """What people ask of a node: a file each, whose name says it (``leave NODE``)."""
+        return self.node(name) / "requests"
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """What each node has written down about itself last, by its name."""
+        found = {}
+        for name in files.names_in(self.folder / "nodes"):
+            path = self.node(name) / "state.json"
+            if path.exists():
+                document = files.read_json(path)
+                if isinstance(document, dict):
+                    found[name] = document
+        return found
 
     def events(self, name: str) -> Path:
         """What happened at one node, one JSON object a line."""

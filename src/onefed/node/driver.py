@@ -229,8 +229,15 @@ class Node:
         if member.node != self._name:
             self._listed[member.node] = contact.of(member)
 
-    async def set_start_learning(self, rounds: int, epochs: int | None = None) -> None:
+    async def set_start_learning(
+        self, rounds: int, epochs: int | None = None, *, founds: bool = True
+    ) -> None:
         """Train so many rounds with all members that are connected, or go on doing so.
+
+        Args:
+            rounds: of the whole run.
+            epochs: passes over the node's data a round; None: as the app is configured.
+            founds: whether this node is on the first roster; False: it joins one that learns.
 
         Raises:
             JournalError: the journal in the folder cannot be trusted.
@@ -241,7 +248,7 @@ class Node:
         assert self._machine is None, "a node learns once"
         self._rounds_total, self._epochs = rounds, epochs
         if not store.exists:
-            entry, model = self._first()
+            entry, model = self._first(founds=founds)
             await asyncio.to_thread(store.create, self._name, self._experiment, entry, model)
         saved = await asyncio.to_thread(store.load, self._name, self._experiment)
         needed = max(self._rule.clients_min, self._rule.updates_needed(len(saved.commit.roster)))
@@ -545,10 +552,11 @@ class Node:
         assert self._store is not None, "the node runs"
         return self._store
 
-    def _first(self) -> tuple[Entry, bytes]:
+    def _first(self, *, founds: bool) -> tuple[Entry, bytes]:
         """What all begin with."""
-        members = [Member(node, each.member(node).contact) for node, each in self._listed.items()]
-        roster = tuple(sorted((*members, self.member), key=lambda member: member.node))
+        members = [each.member(node) for node, each in self._listed.items()]
+        members += [self.member] if founds else []
+        roster = tuple(sorted(members, key=lambda member: member.node))
         model = self._content.first()
         root = self._content.root(model)
         return Entry(0, root, len(model), Ballot(0, 0), roster, (), ()), model

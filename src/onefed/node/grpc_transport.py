@@ -194,6 +194,9 @@ class GrpcTransport:
         if sender is None:
             await self._refuse(context, None, "it is no member's")
             return
+        link = self._links.get(sender)
+        if link is not None:
+            link.nudge()
         contact = self._contacts().get(sender)
         async for frame in frames:
             if self._contacts().get(sender) != contact:
@@ -230,6 +233,7 @@ class _Link:
         self._carry: deque[tuple[Item, bytes]] = deque()
         self._talk_waits = asyncio.Event()
         self._carry_waits = asyncio.Event()
+        self._nudged = asyncio.Event()
         self._stands = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -241,6 +245,11 @@ class _Link:
         if self._stands and len(self._carry) < CARRY_QUEUE_MAX:
             self._carry.append((item, content))
             self._carry_waits.set()
+
+    def nudge(self) -> None:
+        """The peer is there: it has dialled. No need to wait for gRPC's next try."""
+        if not self._stands:
+            self._nudged.set()
 
     def abandon(self) -> None:
         """Stop without waiting for it."""
@@ -286,16 +295,19 @@ class _Link:
             ],
         )
         try:
-            try:
-                await asyncio.wait_for(channel.channel_ready(), limit_s)
-            except TimeoutError:
+            if not await self._is_ready(channel, limit_s):
                 return False
             talk = channel.stream_stream(f"/{SERVICE}/{TALK}")()
             carry = channel.stream_stream(f"/{SERVICE}/{CARRY}")()
             self._stands = True
             tasks = [
                 asyncio.ensure_future(work)
-                for work in (self._send_talk(talk), self._send_items(carry), _end(talk), _end(carry))
+                for work in (
+                    self._send_talk(talk),
+                    self._send_items(carry),
+                    _end(talk),
+                    _end(carry),
+                )
             ]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -308,6 +320,21 @@ class _Link:
             self._stands = False
             self._carry.clear()
             await channel.close()
+
+    async def _is_ready(self, channel: Any, limit_s: float) -> bool:
+        """Whether a channel stands in time; a nudge ends the wait for another try."""
+        self._nudged.clear()
+        waits = [
+            asyncio.ensure_future(channel.channel_ready()),
+            asyncio.ensure_future(self._nudged.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            return waits[0].done() and not waits[0].cancelled()
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _send_talk(self, call: Any) -> None:
         while True:

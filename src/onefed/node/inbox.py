@@ -1,4 +1,4 @@
-"""The events that wait for the machine: bounded for peers, open for what the node itself has done."""
+"""The events that wait for the machine: bounded for peers, open for what the node has done."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class Items:
 
     def _is_welcome(self, chunk: Chunk) -> bool:
         """Whether such an item may be of use; CodecError where there is none of that size."""
-        size = chunk.total_bytes
+        size, fits = chunk.total_bytes, False
         match chunk.item:
             case Blob(root):
                 if root not in self.wanted:

@@ -11,7 +11,6 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-from onefed.errors import OnefedError
 from onefed.node import codec
 from onefed.peer.messages import Item, NodeId
 

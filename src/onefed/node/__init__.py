@@ -1,0 +1,18 @@
+"""A node of a peer group: the driver of ``peer`` with real time, disks and connections.
+
+* ``driver``: the node; one task, and what it does in which order
+* ``inbox``: the events that wait for it
+* ``store``: its disk
+* ``content``: models as bytes, their ranges, and the rule on a range
+* ``items``: data in memory, and on its way
+* ``training``: what it asks of an app, which is handed in
+* ``transport``: what it asks of the network; ``grpc_transport`` and ``memory_transport``
+* ``codec``: messages as bytes
+* ``contact``: how a member is reached and known
+"""
+
+from __future__ import annotations
+
+from onefed.node.driver import Node, NodeError, NodeState, Pace, World
+
+__all__ = ["Node", "NodeError", "NodeState", "Pace", "World"]
