@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from onefed import aggregate, arrays
+from onefed.checkpoint import files
 from onefed.checkpoint.files import DamagedError
-from onefed.errors import ExitCode, OnefedError
+from onefed.errors import ExitCode, OnefedError, StorageError
 from onefed.node import codec, contact
 from onefed.node.contact import Contact
 from onefed.node.content import Content, ContentError, client_key
@@ -75,6 +77,8 @@ from onefed.telemetry import events
 from onefed.tls import member_identity
 from onefed.tls.member_identity import MemberIdentity
 
+_LOG = logging.getLogger(__name__)
+
 TRAININGS_MAX = 3
 """Tries at one round; an app that raises so often does not contribute to it."""
 TRAINING_PAUSE_S = 0.5
@@ -116,6 +120,8 @@ class World:
     jitter: Callable[[], float]
     """From 0 up to 1, another number at each call."""
     emit: Callable[[events.Event], None]
+    system: files.System = files.SYSTEM
+    """The disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +193,7 @@ class Node:
         self._rounds_total = 0
         self._base: tuple[str, bytes] = ("", b"")
         """Root and content of the model that was used last."""
+        self._round_number = 0
         self._model_sha256: str | None = None
         self._round_started_s = 0.0
         self._private: bytes | None = None
@@ -215,7 +222,7 @@ class Node:
         Raises:
             InUseError: another process has the folder.
         """
-        self._store = Store(self._data)
+        self._store = Store(self._data, system=self._world.system)
         identity = member_identity.ensure(self._data / "identity", self._name, self._world.now())
         own = Contact(self._address, identity.certificate)
         self._member = own.member(self._name)
@@ -275,7 +282,7 @@ class Node:
         self._machine = Machine(settings, saved, jitter=self._world.jitter)
         self._round_started_s = self._world.clock()
         self._says = "training"
-        self._loop = asyncio.get_running_loop().create_task(self._run())
+        self._loop = asyncio.get_running_loop().create_task(self._guarded(self._run))
 
     def leave(self, node: NodeId | None = None) -> None:
         """Have a member taken off the roster with the next commit: this one, or another."""
@@ -294,7 +301,7 @@ class Node:
             role="none" if machine is None else machine.role.value,
             leader=None if machine is None else machine.leader,
             term=0 if machine is None else machine.term,
-            round_number=0 if machine is None else max(machine.installed, 0),
+            round_number=self._round_number,
             rounds_total=self._rounds_total,
             model_sha256=self._model_sha256,
             voters=() if machine is None else machine.voters,
@@ -346,8 +353,14 @@ class Node:
             case Blob(root):
                 if await asyncio.to_thread(self._content.root, came) != root:
                     raise codec.CodecError("A model that does not have its digest.")
-                await asyncio.to_thread(self._disk.write_model, root, came)
+                if root not in self._items.wanted:
+                    return  # another peer was faster
                 self._items.wanted.discard(root)
+                try:
+                    await asyncio.to_thread(self._disk.write_model, root, came)
+                except StorageError as error:
+                    self._fail(error)
+                    return
             case item:
                 if isinstance(item, Slice) and item.count == 1:
                     await asyncio.to_thread(self._require_digest, item, came)
@@ -369,17 +382,14 @@ class Node:
     async def _run(self) -> None:
         machine, clock = self._machine, self._world.clock
         assert machine is not None
-        try:
-            await self._step(Started())
-            while True:
-                wait_s = machine.due_s - clock()
-                event = None if wait_s <= 0 else await self._inbox.get(wait_s)
-                if event is not None:
-                    await self._step(event)
-                elif machine.due_s <= clock():
-                    await self._step(Tick())
-        except OnefedError as error:
-            self._fail(error)
+        await self._step(Started())
+        while True:
+            wait_s = machine.due_s - clock()
+            event = None if wait_s <= 0 else await self._inbox.get(wait_s)
+            if event is not None:
+                await self._step(event)
+            elif machine.due_s <= clock():
+                await self._step(Tick())
 
     async def _step(self, event: Event) -> None:
         assert self._machine is not None
@@ -404,11 +414,11 @@ class Node:
             case Train():
                 self._cancelled.set()
                 self._cancelled = threading.Event()
-                self._begin(self._train(action, self._cancelled))
+                self._begin(self._train, action, self._cancelled)
             case Reduce():
-                self._begin(self._reduce(action))
+                self._begin(self._reduce, action)
             case Assemble():
-                self._begin(self._assemble(action))
+                self._begin(self._assemble, action)
             case Install(entry):
                 await self._install(entry)
             case Release(round_number):
@@ -427,7 +437,7 @@ class Node:
     def _send_item(self, to: NodeId, item: Item) -> None:
         assert self._transport is not None
         if isinstance(item, Blob):
-            self._begin(self._send_model(to, item))
+            self._begin(self._send_model, to, item)
             return
         content = self._items.get(item)
         assert content is not None, "the machine sends what is here"
@@ -441,19 +451,18 @@ class Node:
     async def _install(self, entry: Entry) -> None:
         content = await self._model(entry.root)
         model = self._content.model(content)
-        self._model_sha256 = await asyncio.to_thread(arrays.digest, model)
+        model_sha256 = await asyncio.to_thread(arrays.digest, model)
         round_number, private = self._left_private
         if private is not None and round_number == entry.round_number:
             self._private = private
             await asyncio.to_thread(self._disk.write_private, round_number, private)
+        self._round_number, self._model_sha256 = entry.round_number, model_sha256
         now_s = self._world.clock()
-        machine = self._machine
-        assert machine is not None
         if entry.round_number:
             self._world.emit(
                 events.PeerRound(
                     round=entry.round_number,
-                    model_sha256=self._model_sha256,
+                    model_sha256=model_sha256,
                     contributors=",".join(each.node for each in entry.contributors),
                     term=entry.ballot.term,
                     round_duration_seconds=now_s - self._round_started_s,
@@ -592,17 +601,22 @@ class Node:
     def _notice(self, kind: str, detail: str) -> None:
         self._world.emit(events.PeerNotice(kind, detail))
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Do something beside the one task; what goes wrong there ends the node."""
-        task = asyncio.get_running_loop().create_task(self._watched(work))
+        task = asyncio.get_running_loop().create_task(self._guarded(work, *arguments))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(
+        self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object
+    ) -> None:
         try:
-            await work
+            await work(*arguments)
         except OnefedError as error:
             self._fail(error)
+        except Exception as error:  # a mistake of ours: it ends the node, and does not hang it
+            _LOG.exception("The node found itself wrong")
+            self._fail(NodeError(f"The node found itself wrong: {type(error).__name__}: {error}"))
 
     def _fail(self, error: OnefedError) -> None:
         """End as if killed: the others go on, and the folder holds what was promised."""

@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class Store:
         self._folder = folder
         self._system = system
         self._journal: files.Appender | None = None
+        self._models = threading.Lock()
+        """A model may come from two peers, and be made here as well, at the same time."""
         self._synced_bytes = 0
         self._bytes = 0
         files.make_folder(folder / "models", mode=0o700, system=system)
@@ -112,7 +115,8 @@ class Store:
 
     def write_model(self, root: Digest, content: bytes) -> None:
         """Keep a model, durably. ``content`` is what ``root`` is the digest of."""
-        files.write_bytes(self._model(root), content, mode=MODE, system=self._system)
+        with self._models:
+            files.write_bytes(self._model(root), content, mode=MODE, system=self._system)
 
     def read_model(self, root: Digest, size_bytes: int) -> bytes:
         """A model of that size, not compared with its digest."""
@@ -125,7 +129,8 @@ class Store:
 
     def forget_model(self, root: Digest) -> None:
         """Remove a model; fine if there is none."""
-        files.remove(self._model(root), system=self._system)
+        with self._models:
+            files.remove(self._model(root), system=self._system)
 
     def write_private(self, round_number: int, content: bytes) -> None:
         """Keep what the app wants to find again after that round."""

@@ -1,0 +1,232 @@
+"""Real nodes in one process: they agree, survive, come back, and give the hub engine's bits."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+from tests.unit.node.conftest import by_the_rule, memory_group
+
+from onefed import aggregate, arrays
+from onefed.checkpoint import files
+from onefed.errors import InUseError, StorageError
+from onefed.node import NodeError
+from onefed.peer.journal import JournalError
+from onefed.telemetry import events
+
+FOUR = ("node-0", "node-1", "node-2", "node-3")
+
+
+@pytest.mark.parametrize(
+    "rule", ["FedAvg", "FedAdam", "FedMedian", "FedTrimmedAvg", "Krum", "FedAvgM"]
+)
+def test_all_nodes_have_the_model_of_the_hub_engine_under_any_rule(
+    rule: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rule=rule) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(3))
+
+            expected = by_the_rule(aggregate.rule(rule), group.contributors())
+            assert group.models() == {arrays.digest(expected)}
+            assert group.contributors() == [list(FOUR)] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_is_killed_is_not_waited_for_and_goes_on_from_its_disk(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=5) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(1))
+            for app in group.apps.values():
+                app.free.clear()  # nobody finishes a round until it is gone
+            await group.kill("node-0")
+            reached = max(node.state.round_number for node in group.nodes.values())
+            for app in group.apps.values():
+                app.free.set()
+            await group.until(group.all_at(min(reached + 1, 5)))
+            await group.start("node-0")
+            await group.until(group.all_at(5))
+
+            expected = by_the_rule(aggregate.rule("FedAvg"), group.contributors())
+            assert group.models() == {arrays.digest(expected)}
+
+    asyncio.run(scenario())
+
+
+def test_all_nodes_killed_at_once_go_on_where_they_were(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=4) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(2))
+            for name in FOUR:
+                await group.kill(name)
+            await group.start(*FOUR)
+            await group.until(group.all_at(4))
+
+            expected = by_the_rule(aggregate.rule("FedAvg"), group.contributors())
+            assert group.models() == {arrays.digest(expected)}
+
+    asyncio.run(scenario())
+
+
+def test_without_a_majority_nothing_is_agreed_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=50) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(1))
+            for app in group.apps.values():
+                app.free.clear()
+            await group.kill("node-2")
+            await group.kill("node-3")
+            before = {name: node.state.round_number for name, node in group.nodes.items()}
+            for app in group.apps.values():
+                app.free.set()
+            await group.until(
+                lambda: (
+                    any(node.state.state == "no quorum" for node in group.nodes.values())
+                    or all(node.state.leader is None for node in group.nodes.values())
+                )
+            )
+            after = {name: node.state.round_number for name, node in group.nodes.items()}
+            # What was accepted by all four already may be finished; nothing new is.
+            assert max(after.values()) <= max(before.values()) + 1
+
+    asyncio.run(scenario())
+
+
+def test_a_node_joins_a_group_that_trains(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=12) as group:
+            await group.start(*FOUR[:3])
+            await group.until(group.all_at(1))
+            await group.start("node-3", founds=False)
+            await group.until(lambda: "node-3" in group.nodes["node-0"].state.voters)
+            await group.until(group.all_at(12))
+
+            expected = by_the_rule(aggregate.rule("FedAvg"), group.contributors())
+            assert group.models() == {arrays.digest(expected)}
+            assert "node-3" in group.contributors()[-1]
+
+    asyncio.run(scenario())
+
+
+def test_a_node_leaves_and_the_others_go_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=8) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(1))
+            group.nodes["node-1"].leave("node-3")
+            await group.until(lambda: "node-3" not in group.nodes["node-0"].state.voters)
+            await group.kill("node-3")
+            await group.until(group.all_at(8))
+
+            assert len(group.models()) == 1
+            assert "node-3" not in group.contributors()[-1]
+
+    asyncio.run(scenario())
+
+
+def test_an_app_that_raises_costs_its_node_the_round_and_nobody_else(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=1) as group:
+            group.make("node-2")
+            group.apps["node-2"].fails = True
+            await group.start(*FOUR)
+            await group.until(group.all_at(1))
+
+            assert group.contributors() == [["node-0", "node-1", "node-3"]]
+            failures = [e for e in group.told["node-2"] if isinstance(e, events.ClientFailure)]
+            assert failures
+            assert len(group.models()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_the_app_keeps_is_that_of_the_last_round_that_was_agreed_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=4) as group:
+            await group.start(*FOUR[:3])
+            await group.until(group.all_at(2))
+            for name in FOUR[:3]:
+                await group.kill(name)
+            await group.start(*FOUR[:3])
+            await group.until(group.all_at(4))
+
+            seen = group.apps["node-1"].privates
+            assert seen[0] is None
+            assert seen[-1] == b"after 3"
+            assert set(seen) == {None, b"after 1", b"after 2", b"after 3"}
+
+    asyncio.run(scenario())
+
+
+class FillingDisk(files.System):
+    """Has room until it is full."""
+
+    is_full = False
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(descriptor, data)
+
+
+def test_a_node_whose_disk_is_full_ends_and_the_others_go_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=8) as group:
+            disk = group.disks["node-2"] = FillingDisk()
+            await group.start(*FOUR)
+            await group.until(group.all_at(1))
+            full = group.nodes.pop("node-2")
+            disk.is_full = True
+            await full.ended()
+            assert isinstance(full.error, StorageError)
+            assert full.state.state == "failed"
+            await full.stop()
+            await group.until(group.all_at(8))
+
+            assert len(group.models()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_folder_has_one_node_at_a_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path) as group:
+            await group.start("node-0", "node-1", "node-2")
+            with pytest.raises(InUseError):
+                await group.make("node-0").start()
+            group.nodes.pop("node-0")
+
+    asyncio.run(scenario())
+
+
+def test_a_journal_that_is_damaged_in_its_middle_is_not_voted_with(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path) as group:
+            await group.start(*FOUR[:3])
+            await group.until(group.all_at(2))
+            await group.kill("node-0")
+            path = tmp_path / "node-0" / "journal"
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+            with pytest.raises(JournalError):
+                await group.start("node-0")
+            await group.kill("node-0")
+
+    asyncio.run(scenario())
+
+
+def test_a_rule_that_needs_more_members_says_so_at_the_start(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rule="Bulyan", malicious=1) as group:
+            with pytest.raises(NodeError, match="needs"):
+                await group.start("node-0", "node-1")
+
+    asyncio.run(scenario())

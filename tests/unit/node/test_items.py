@@ -1,0 +1,79 @@
+"""What is in memory has a bound, and what arrives is of a size that it can have."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.node.conftest import first_model
+
+from onefed import aggregate
+from onefed.node import items
+from onefed.node.codec import CodecError
+from onefed.node.content import Content
+from onefed.node.items import Items
+from onefed.node.transport import Chunk
+from onefed.peer.messages import Ballot, Blob, Shard, Slice
+
+CONTENT = Content(first_model(), aggregate.rule("FedAvg"))
+WHOLE = Slice(1, "node-1", "digest", 0, 1)
+SIZE = CONTENT.part_bytes(0, 1)
+
+
+def test_an_item_in_chunks_arrives_whole() -> None:
+    held = Items(CONTENT)
+    data = bytes(range(SIZE % 256)) * 2 + bytes(SIZE)
+    data = data[:SIZE]
+
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 0, data[:50])) is None
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 50, data[50:])) == data
+
+
+def test_a_gap_loses_the_item_and_nothing_else() -> None:
+    held = Items(CONTENT)
+
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 0, bytes(50))) is None
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 60, bytes(SIZE - 60))) is None
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 0, bytes(SIZE))) == bytes(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("item", "size"),
+    [
+        (WHOLE, SIZE + 1),
+        (Slice(1, "node-1", "digest", 2, 2), 10),
+        (Slice(1, "node-1", "digest", 0, 10**6), 10),
+        (Shard(1, Ballot(1, 1), 0), CONTENT.model_bytes + 1),
+    ],
+)
+def test_an_item_that_cannot_be_is_refused(item: Slice | Shard, size: int) -> None:
+    with pytest.raises(CodecError):
+        Items(CONTENT).arrive("node-1", Chunk(item, size, 0, b"0"))
+
+
+def test_a_model_that_nobody_asked_for_is_not_taken() -> None:
+    held = Items(CONTENT)
+    chunk = Chunk(Blob("root"), CONTENT.model_bytes, 0, bytes(CONTENT.model_bytes))
+
+    assert held.arrive("node-1", chunk) is None
+    held.wanted.add("root")
+    assert held.arrive("node-1", chunk) is not None
+
+
+def test_memory_has_a_bound() -> None:
+    held = Items(CONTENT)
+    kept = [
+        held.keep(Slice(1, f"node-{number}", "digest", 0, 1), bytes(SIZE))
+        for number in range(items.HELD_MODELS_MAX + 5)
+    ]
+
+    assert kept == [True] * items.HELD_MODELS_MAX + [False] * 5
+    held.release(1)
+    assert held.keep(WHOLE, bytes(SIZE))
+
+
+def test_parts_of_items_have_a_bound() -> None:
+    held = Items(CONTENT)
+    for number in range(10 * items.HELD_MODELS_MAX):
+        item = Slice(1, f"node-{number}", "digest", 0, 1)
+        held.arrive("node-1", Chunk(item, SIZE, 0, bytes(SIZE - 1)))
+
+    assert held._parts_bytes <= items.HELD_MODELS_MAX * CONTENT.model_bytes
