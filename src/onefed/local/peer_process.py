@@ -29,8 +29,7 @@ from onefed.errors import OnefedError
 from onefed.flower import peer_app
 from onefed.flower.node import forks
 from onefed.local.peer_spec import PeerGroup
-from onefed.node import contact
-from onefed.node.driver import Node, Pace, World
+from onefed.node import Node, Pace, World, contact
 from onefed.node.grpc_transport import GrpcTransport
 from onefed.node.training import Task, Trained, TrainingError
 from onefed.peer.messages import Member

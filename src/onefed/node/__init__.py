@@ -1,6 +1,8 @@
 """A node of a peer group: the driver of ``peer`` with real time, disks and connections.
 
 * ``driver``: the node; one task, and what it does in which order
+* ``world``: what it is given, and what it shows of itself
+* ``work``: what it does beside that task
 * ``inbox``: the events that wait for it
 * ``store``: its disk
 * ``content``: models as bytes, their ranges, and the rule on a range
@@ -13,6 +15,7 @@
 
 from __future__ import annotations
 
-from onefed.node.driver import Node, NodeError, NodeState, Pace, World
+from onefed.node.driver import Node
+from onefed.node.world import NodeError, NodeState, Pace, World
 
 __all__ = ["Node", "NodeError", "NodeState", "Pace", "World"]

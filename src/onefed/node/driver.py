@@ -14,29 +14,27 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, assert_never
 
 from onefed import aggregate, arrays
-from onefed.checkpoint import files
 from onefed.checkpoint.files import DamagedError
-from onefed.errors import ExitCode, OnefedError, StorageError
+from onefed.errors import OnefedError, StorageError
 from onefed.node import codec, contact
 from onefed.node.contact import Contact
-from onefed.node.content import Content, ContentError, client_key
+from onefed.node.content import Content
 from onefed.node.inbox import Inbox
-from onefed.node.items import Items, Update
+from onefed.node.items import Items
 from onefed.node.store import Store
-from onefed.node.training import App, Task, Trained, TrainingError
+from onefed.node.training import App
 from onefed.node.transport import Chunk, Transport
+from onefed.node.work import Work
+from onefed.node.world import NodeError, NodeState, Pace, World
 from onefed.peer.interface import (
     Action,
     Append,
     Assemble,
-    Assembled,
     CommittedRecord,
     Drop,
     Event,
@@ -48,19 +46,16 @@ from onefed.peer.interface import (
     Progressed,
     Received,
     Reduce,
-    Reduced,
     Release,
     Send,
     Started,
     Tick,
     Train,
 )
-from onefed.peer.interface import Trained as TrainedEvent
 from onefed.peer.machine import Machine
 from onefed.peer.messages import (
     Ballot,
     Blob,
-    Contribution,
     Data,
     Entry,
     Item,
@@ -68,77 +63,14 @@ from onefed.peer.messages import (
     Member,
     NodeId,
     Roster,
-    Shard,
     Slice,
     Want,
 )
 from onefed.peer.settings import Settings
 from onefed.telemetry import events
 from onefed.tls import member_identity
-from onefed.tls.member_identity import MemberIdentity
 
 _LOG = logging.getLogger(__name__)
-
-TRAININGS_MAX = 3
-"""Tries at one round; an app that raises so often does not contribute to it."""
-TRAINING_PAUSE_S = 0.5
-
-MakeTransport = Callable[
-    [NodeId, MemberIdentity, str, Callable[[], Mapping[NodeId, Contact]]], Transport
-]
-
-
-class NodeError(OnefedError):
-    """A node cannot do what it was asked to do."""
-
-    exit_code = ExitCode.CONFIG
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Durations of ``peer.settings``, in seconds."""
-
-    beat_s: float = 0.1
-    suspect_s: float = 1.0
-    election_min_s: float = 1.0
-    election_max_s: float = 2.0
-    repair_s: float = 0.5
-    stall_s: float = 5.0
-    straggler_floor_s: float = 0.5
-    straggler_cap_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a node is given of the world, so that it can be tested without it."""
-
-    make_transport: MakeTransport
-    clock: Callable[[], float]
-    """Monotonic seconds."""
-    now: Callable[[], datetime]
-    """Aware; for certificates only."""
-    jitter: Callable[[], float]
-    """From 0 up to 1, another number at each call."""
-    emit: Callable[[events.Event], None]
-    system: files.System = files.SYSTEM
-    """The disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeState:
-    """A look at a node."""
-
-    name: NodeId
-    state: str
-    """``idle``, ``training``, ``no quorum``, ``finished``, ``stopped`` or ``failed``."""
-    role: str
-    leader: NodeId | None
-    term: int
-    round_number: int
-    """Of the newest model that is installed."""
-    rounds_total: int
-    model_sha256: str | None
-    voters: tuple[NodeId, ...]
 
 
 class Node:
@@ -189,18 +121,12 @@ class Node:
         self._store: Store | None = None
         self._transport: Transport | None = None
         self._machine: Machine | None = None
-        self._epochs: int | None = None
+        self._work: Work | None = None
         self._rounds_total = 0
-        self._base: tuple[str, bytes] = ("", b"")
-        """Root and content of the model that was used last."""
         self._round_number = 0
         self._model_sha256: str | None = None
         self._round_started_s = 0.0
-        self._private: bytes | None = None
-        self._left_private: tuple[int, bytes | None] = (0, None)
-        """Round, and what the app left after training it: kept once that is committed."""
         self._cancelled = threading.Event()
-        self._trainer = ThreadPoolExecutor(1, "training")
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._says = "idle"
@@ -223,6 +149,15 @@ class Node:
             InUseError: another process has the folder.
         """
         self._store = Store(self._data, system=self._world.system)
+        self._work = Work(
+            self._name,
+            self._app,
+            self._content,
+            self._items,
+            self._store,
+            self._world,
+            self._inbox.put_own,
+        )
         identity = member_identity.ensure(self._data / "identity", self._name, self._world.now())
         own = Contact(self._address, identity.certificate)
         self._member = own.member(self._name)
@@ -253,7 +188,7 @@ class Node:
         store = self._store
         assert store is not None, "start comes first"
         assert self._machine is None, "a node learns once"
-        self._rounds_total, self._epochs = rounds, epochs
+        self._rounds_total, self._job.epochs = rounds, epochs
         if not store.exists:
             entry, model = self._first(founds=founds)
             await asyncio.to_thread(store.create, self._name, self._experiment, entry, model)
@@ -268,7 +203,7 @@ class Node:
         with contextlib.suppress(DamagedError):
             kept = store.read_private()
             if kept is not None and kept[0] <= saved.commit.round_number:
-                self._private = kept[1]
+                self._job.private = kept[1]
         settings = Settings(
             member=self.member,
             experiment=self._experiment,
@@ -324,7 +259,8 @@ class Node:
         if self._transport is not None:
             await self._transport.stop()
         self._app.close()
-        self._trainer.shutdown(wait=False, cancel_futures=True)
+        if self._work is not None:
+            self._work.close()
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -363,7 +299,7 @@ class Node:
                     return
             case item:
                 if isinstance(item, Slice) and item.count == 1:
-                    await asyncio.to_thread(self._require_digest, item, came)
+                    await asyncio.to_thread(self._job.require_digest, item, came)
                 if not self._items.keep(item, came):
                     return
         await self._inbox.put(Received(sender, Data(chunk.item)))
@@ -414,11 +350,11 @@ class Node:
             case Train():
                 self._cancelled.set()
                 self._cancelled = threading.Event()
-                self._begin(self._train, action, self._cancelled)
+                self._begin(self._job.train, action, self._cancelled)
             case Reduce():
-                self._begin(self._reduce, action)
+                self._begin(self._job.reduce, action)
             case Assemble():
-                self._begin(self._assemble, action)
+                self._begin(self._job.assemble, action)
             case Install(entry):
                 await self._install(entry)
             case Release(round_number):
@@ -446,15 +382,15 @@ class Node:
     async def _send_model(self, to: NodeId, item: Blob) -> None:
         assert self._transport is not None
         with contextlib.suppress(DamagedError):  # forgotten meanwhile, or broken: others have it
-            self._transport.carry(to, item, await self._model(item.root))
+            self._transport.carry(to, item, await self._job.model(item.root))
 
     async def _install(self, entry: Entry) -> None:
-        content = await self._model(entry.root)
+        content = await self._job.model(entry.root)
         model = self._content.model(content)
         model_sha256 = await asyncio.to_thread(arrays.digest, model)
-        round_number, private = self._left_private
+        round_number, private = self._job.left_private
         if private is not None and round_number == entry.round_number:
-            self._private = private
+            self._job.private = private
             await asyncio.to_thread(self._disk.write_private, round_number, private)
         self._round_number, self._model_sha256 = entry.round_number, model_sha256
         now_s = self._world.clock()
@@ -473,93 +409,17 @@ class Node:
             self._says = "finished"
             self._ended.set()
 
-    # Beside it
-
-    async def _train(self, action: Train, cancelled: threading.Event) -> None:
-        content = await self._model(action.base)
-        task = Task(action.round_number, self._epochs, self._content.model(content), self._private)
-        for _ in range(TRAININGS_MAX):
-            try:
-                trained = await asyncio.get_running_loop().run_in_executor(
-                    self._trainer, self._app.train, task, cancelled
-                )
-                if cancelled.is_set():
-                    return
-                update = await asyncio.to_thread(self._checked, task, trained)
-            except TrainingError as error:
-                if cancelled.is_set():
-                    return
-                self._world.emit(
-                    events.ClientFailure(
-                        round=task.round_number,
-                        node_id=self._name,
-                        error_type="training",
-                        client=client_key(self._name),
-                        reason=error.message,
-                    )
-                )
-                await asyncio.sleep(TRAINING_PAUSE_S)
-                continue
-            digest = await asyncio.to_thread(arrays.digest, update)
-            self._items.updates[digest] = Update(task.round_number, update)
-            self._left_private = (task.round_number, trained.private)
-            made = Contribution(self._name, trained.examples, digest, arrays.nbytes(update))
-            self._inbox.put_own(TrainedEvent(task.round_number, action.base, made))
-            return
-
-    def _checked(self, task: Task, trained: Trained) -> arrays.Arrays:
-        """The update as any rule may see it: the others trust its arithmetic, not its sense."""
-        update = aggregate.Update(client_key(self._name), trained.examples, trained.model)
-        checked = aggregate.check([update], task.model)
-        if checked.rejected:
-            raise TrainingError(f"The app's update cannot be used: {checked.rejected[0].reason}.")
-        accepted = checked.accepted[0].arrays
-        return {key: accepted[key] for key in task.model}
-
-    async def _reduce(self, action: Reduce) -> None:
-        plan, index, count = action.plan, action.index, action.plan.shard_count
-        base = await self._model(plan.base)
-        slices = [
-            Slice(plan.round_number, each.node, each.digest, index, count)
-            for each in plan.contributors
-        ]
-        parts = [part for each in slices if (part := self._items.get(each)) is not None]
-        if len(parts) < len(slices):
-            return  # the round was committed meanwhile, and its slices are gone
-        shard = await asyncio.to_thread(
-            self._content.reduce, base, parts, plan.contributors, index, count, plan.round_number
-        )
-        if self._items.keep(Shard(plan.round_number, plan.ballot, index), shard):
-            self._inbox.put_own(Reduced(plan.ballot, index))
-
-    async def _assemble(self, action: Assemble) -> None:
-        parts = [part for each in action.shards if (part := self._items.get(each)) is not None]
-        if len(parts) < len(action.shards):
-            return
-        try:
-            root, size_bytes = await asyncio.to_thread(self._join, parts)
-        except ContentError as error:
-            self._notice("refused", f"a result that does not fit: {error.message}")
-            return
-        self._inbox.put_own(Assembled(action.plan, root, size_bytes))
-
-    def _join(self, parts: list[bytes]) -> tuple[str, int]:
-        content = self._content.join(parts)
-        root = self._content.root(content)
-        self._disk.write_model(root, content)
-        return root, len(content)
-
-    def _require_digest(self, item: Slice, content: bytes) -> None:
-        found = arrays.digest(self._content.update(content))
-        if found != item.digest:
-            raise codec.CodecError(f"An update of {item.node} that does not have its digest.")
-
     # Helpers
 
     @property
     def _disk(self) -> Store:
         assert self._store is not None, "the node runs"
         return self._store
+
+    @property
+    def _job(self) -> Work:
+        assert self._work is not None, "start comes first"
+        return self._work
 
     def _first(self, *, founds: bool) -> tuple[Entry, bytes]:
         """What all begin with."""
@@ -569,20 +429,6 @@ class Node:
         model = self._content.first()
         root = self._content.root(model)
         return Entry(0, root, len(model), Ballot(0, 0), roster, (), ()), model
-
-    async def _model(self, root: str) -> bytes:
-        """The content of a model on disk, which is looked at once."""
-        known, content = self._base
-        if known != root:
-            content = await asyncio.to_thread(self._read_model, root)
-            self._base = (root, content)
-        return content
-
-    def _read_model(self, root: str) -> bytes:
-        content = self._disk.read_model(root, self._content.model_bytes)
-        if self._content.root(content) != root:
-            raise DamagedError(self._data / "models" / root, "it does not have its digest")
-        return content
 
     def _contacts(self) -> Mapping[NodeId, Contact]:
         """Who may connect now. What is committed counts before what the operator has listed."""
@@ -614,7 +460,7 @@ class Node:
             await work(*arguments)
         except OnefedError as error:
             self._fail(error)
-        except Exception as error:  # a mistake of ours: it ends the node, and does not hang it
+        except Exception as error:  # noqa: BLE001 - a mistake of ours ends the node: it must not hang
             _LOG.exception("The node found itself wrong")
             self._fail(NodeError(f"The node found itself wrong: {type(error).__name__}: {error}"))
 

@@ -20,9 +20,9 @@ from onefed.arrays import Arrays
 from onefed.checkpoint import files
 from onefed.node import Node, Pace, World
 from onefed.node.content import client_key
-from onefed.node.driver import MakeTransport
 from onefed.node.memory_transport import MemoryNetwork
 from onefed.node.training import Task, Trained, TrainingError
+from onefed.node.world import MakeTransport
 from onefed.telemetry import events
 
 PACE = Pace(

@@ -1,0 +1,72 @@
+"""What a node is given of the world, and what it shows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from onefed.checkpoint import files
+from onefed.errors import ExitCode, OnefedError
+from onefed.node.contact import Contact
+from onefed.node.transport import Transport
+from onefed.peer.messages import NodeId
+from onefed.telemetry import events
+from onefed.tls.member_identity import MemberIdentity
+
+MakeTransport = Callable[
+    [NodeId, MemberIdentity, str, Callable[[], Mapping[NodeId, Contact]]], Transport
+]
+
+
+class NodeError(OnefedError):
+    """A node cannot do what it was asked to do."""
+
+    exit_code = ExitCode.CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Durations of ``peer.settings``, in seconds."""
+
+    beat_s: float = 0.1
+    suspect_s: float = 1.0
+    election_min_s: float = 1.0
+    election_max_s: float = 2.0
+    repair_s: float = 0.5
+    stall_s: float = 5.0
+    straggler_floor_s: float = 0.5
+    straggler_cap_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a node is given of the world, so that it can be tested without it."""
+
+    make_transport: MakeTransport
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    now: Callable[[], datetime]
+    """Aware; for certificates only."""
+    jitter: Callable[[], float]
+    """From 0 up to 1, another number at each call."""
+    emit: Callable[[events.Event], None]
+    system: files.System = files.SYSTEM
+    """The disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A look at a node."""
+
+    name: NodeId
+    state: str
+    """``idle``, ``training``, ``no quorum``, ``finished``, ``stopped`` or ``failed``."""
+    role: str
+    leader: NodeId | None
+    term: int
+    round_number: int
+    """Of the newest model that is installed."""
+    rounds_total: int
+    model_sha256: str | None
+    voters: tuple[NodeId, ...]

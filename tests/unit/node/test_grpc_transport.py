@@ -1,0 +1,288 @@
+"""Only pinned members get in, each as itself, and what they send is bounded and understood."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from onefed.node import codec
+from onefed.node.contact import Contact
+from onefed.node.grpc_transport import CARRY, FRAME_BYTES_MAX, SERVICE, TALK, GrpcTransport
+from onefed.node.transport import CHUNK_BYTES, Chunk, decode_chunk
+from onefed.peer.messages import Item, NodeId, Slice, Want
+from onefed.tls import member_identity
+from onefed.tls.member_identity import MemberIdentity
+
+LIMIT_S = 20.0
+ITEM = Slice(1, "node-0", "digest", 0, 1)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def free_address() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+@dataclass
+class Ears:
+    """Takes what arrives, and understands it as a node does."""
+
+    talk: list[tuple[NodeId, bytes]] = field(default_factory=list)
+    chunks: list[tuple[NodeId, Chunk]] = field(default_factory=list)
+    lost: list[NodeId] = field(default_factory=list)
+    refused: list[NodeId | None] = field(default_factory=list)
+
+    async def on_talk(self, sender: NodeId, content: bytes) -> None:
+        codec.decode(content)
+        self.talk.append((sender, content))
+
+    async def on_chunk(self, sender: NodeId, chunk: Chunk) -> None:
+        self.chunks.append((sender, chunk))
+
+    async def on_lost(self, peer: NodeId) -> None:
+        self.lost.append(peer)
+
+    def on_refused(self, sender: NodeId | None, reason: str) -> None:
+        self.refused.append(sender)
+
+
+@dataclass
+class Side:
+    """One member."""
+
+    name: NodeId
+    identity: MemberIdentity
+    address: str
+    known: dict[NodeId, Contact] = field(default_factory=dict)
+    ears: Ears = field(default_factory=Ears)
+    transport: GrpcTransport | None = None
+
+    @property
+    def contact(self) -> Contact:
+        return Contact(self.address, self.identity.certificate)
+
+    def contacts(self) -> Mapping[NodeId, Contact]:
+        return self.known
+
+    async def start(self) -> None:
+        self.transport = GrpcTransport(self.name, self.identity, self.address, self.contacts)
+        await self.transport.start(self.ears)
+
+    def talk(self, to: NodeId, content: bytes) -> None:
+        assert self.transport is not None
+        self.transport.talk(to, content)
+
+    def carry(self, to: NodeId, item: Item, content: bytes) -> None:
+        assert self.transport is not None
+        self.transport.carry(to, item, content)
+
+    async def stop(self) -> None:
+        if self.transport is not None:
+            await self.transport.stop()
+            self.transport = None
+
+
+def side(folder: Path, name: NodeId, *, directory: str | None = None) -> Side:
+    identity = member_identity.ensure(folder / (directory or name), name, NOW)
+    return Side(name, identity, free_address())
+
+
+@asynccontextmanager
+async def two(folder: Path) -> AsyncIterator[tuple[Side, Side]]:
+    sides = side(folder, "node-0"), side(folder, "node-1")
+    for one, other in (sides, sides[::-1]):
+        one.known[other.name] = other.contact
+        await one.start()
+    try:
+        yield sides
+    finally:
+        for each in sides:
+            await each.stop()
+
+
+async def until(reached: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            if reached():
+                return
+            await asyncio.sleep(0.005)
+
+
+WORD = codec.encode(Want(ITEM))
+
+
+async def said(by: MemberIdentity, to: Side, method: str, frames: list[bytes]) -> str:
+    """Send frames as anybody can who has an identity; how it ended."""
+    credentials = grpc.ssl_channel_credentials(
+        to.identity.certificate, by.private_key, by.certificate
+    )
+    options = [("grpc.ssl_target_name_override", to.name), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.secure_channel(to.address, credentials, options=options) as channel:
+        call: Any = channel.stream_stream(f"/{SERVICE}/{method}")()
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                for frame in frames:
+                    await call.write(frame)
+                await call.read()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        return str((await call.code()).name)
+
+
+def test_members_hear_each_other_and_know_who_it_was(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            one.talk("node-1", WORD)
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.talk and other.ears.talk)
+
+            assert one.ears.talk == [("node-1", WORD)]
+            assert other.ears.talk == [("node-0", WORD)]
+
+    asyncio.run(scenario())
+
+
+def test_an_item_arrives_in_order_and_in_bounded_chunks(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        content = bytes(range(256)) * (3 * CHUNK_BYTES // 256) + b"end"
+        async with two(tmp_path) as (one, other):
+            one.talk("node-1", WORD)
+            await until(lambda: other.ears.talk)
+            one.carry("node-1", ITEM, content)
+            await until(lambda: len(other.ears.chunks) == 4)
+
+            assert b"".join(chunk.content for _, chunk in other.ears.chunks) == content
+            assert [chunk.offset for _, chunk in other.ears.chunks] == [
+                CHUNK_BYTES * number for number in range(4)
+            ]
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_is_gone_is_told_once_and_found_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            one.talk("node-1", WORD)
+            await until(lambda: other.ears.talk)
+            await other.stop()
+            await until(lambda: one.ears.lost)
+            assert one.ears.lost == ["node-1"]
+            other.ears.talk.clear()
+            await other.start()
+            one.talk("node-1", WORD)
+            await until(lambda: other.ears.talk)
+
+    asyncio.run(scenario())
+
+
+def test_a_stranger_does_not_finish_a_handshake(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, _):
+            stranger = side(tmp_path, "node-9").identity
+            assert await said(stranger, one, TALK, [WORD]) == "UNAVAILABLE"
+            assert one.ears.talk == []
+
+    asyncio.run(scenario())
+
+
+def test_another_certificate_in_the_name_of_a_member_is_a_stranger(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, _):
+            impostor = side(tmp_path, "node-1", directory="elsewhere").identity
+            assert await said(impostor, one, TALK, [WORD]) == "UNAVAILABLE"
+            assert one.ears.talk == []
+
+    asyncio.run(scenario())
+
+
+def test_who_shows_no_certificate_does_not_get_in(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, _):
+            credentials = grpc.ssl_channel_credentials(one.identity.certificate)
+            options = [("grpc.ssl_target_name_override", one.name)]
+            async with grpc.aio.secure_channel(
+                one.address, credentials, options=options
+            ) as channel:
+                call: Any = channel.stream_stream(f"/{SERVICE}/{TALK}")()
+                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    await call.write(WORD)
+                assert (await call.code()).name == "UNAVAILABLE"
+            assert one.ears.talk == []
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_is_taken_off_is_heard_no_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.talk)
+            del one.known["node-1"]
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.refused)
+
+            assert len(one.ears.talk) == 1
+            assert await said(other.identity, one, TALK, [WORD]) == "UNAVAILABLE"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "frame"),
+    [
+        (TALK, b""),
+        (TALK, b"\xff" * 100),
+        (TALK, b'["Shutdown"]'),
+        (TALK, b'["Prevote",9223372036854775808,null]'),
+        (CARRY, b"\xff\xff\xff\xff"),
+        (CARRY, b"\x02\x00\x00\x00{}"),
+        (CARRY, b""),
+    ],
+)
+def test_garbage_ends_the_stream_and_nothing_else(
+    method: str, frame: bytes, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            assert await said(other.identity, one, method, [frame]) == "PERMISSION_DENIED"
+            assert one.ears.refused == ["node-1"]
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.talk)
+
+    asyncio.run(scenario())
+
+
+def test_a_frame_that_is_too_long_is_never_handed_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            frame = bytes(FRAME_BYTES_MAX + 1)
+            assert await said(other.identity, one, TALK, [frame]) == "RESOURCE_EXHAUSTED"
+            assert one.ears.talk == []
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_method_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            assert await said(other.identity, one, "Other", [WORD]) == "UNIMPLEMENTED"
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.talk)
+
+    asyncio.run(scenario())
+
+
+def test_the_frames_of_the_two_streams_are_told_apart() -> None:
+    with pytest.raises(codec.CodecError):
+        decode_chunk(WORD)
