@@ -10,7 +10,7 @@ JOBS ?= 3
 SEED ?= 0
 N ?= 1000
 
-.PHONY: help setup demo test integration proofs simulation sim lint fmt docs bench pin clean
+.PHONY: help setup demo test integration peer proofs simulation sim lint fmt docs bench pin clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -26,10 +26,13 @@ demo: setup ## train a federation of real Flower processes on this machine, abou
 	$(BIN)/onefed up --name demo --replace --nodes 3 --rounds 5 --summary build/demo-summary.json
 
 test: setup ## run the tests, a real federation included
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'main_job or not flower'
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m '(main_job or not flower) and not peer'
 
 integration: setup ## run the tests that start many real Flower processes
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'flower and not main_job'
+
+peer: setup ## run the tests that start groups without a coordinator, kill nodes and leaders
+	$(BIN)/pytest tests/integration/test_peer.py -m peer
 
 proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,000 histories
 	$(BIN)/python -m campaigns.store_machine --seeds 40 --results build/proofs/store_machine.jsonl

@@ -151,6 +151,7 @@ class GroupRun:
         files.make_folder(self._group.node(name), mode=0o700)
         command = [sys.executable, "-m", "onefed.local.peer_process"]
         command += ["--group", str(self._group.folder), "--node", name]
+        command += ["--address", self._spec.addresses[name]]
         with self._group.log(name).open("ab") as log:
             self.processes[name] = await asyncio.create_subprocess_exec(
                 *command,

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onefed.local.peer_process", description=__doc__)
     parser.add_argument("--group", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--node", required=True, metavar="NAME")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a node that joins")
+    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="of this node")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
@@ -121,7 +121,7 @@ async def _run(options: argparse.Namespace, nursery: socket.socket) -> int:
         app,
         place.node(name),
         name=name,
-        address=options.address or spec.addresses[name],
+        address=options.address,
         experiment=spec.name,
         rule=flower.rule,
         world=world,

@@ -1,0 +1,197 @@
+"""Groups without a coordinator: a process for each node, real connections, kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+from tests.integration.conftest import LIMIT_S, ONEFED, Home
+
+from onefed import aggregate, arrays
+from onefed.apps.image_classification import client_app, task
+from onefed.flower import payload, peer_app, virtual
+from onefed.local import peer_group
+from onefed.local.peer_group import GroupRun
+from onefed.local.peer_spec import PeerSpec, free_addresses, group
+from onefed.telemetry import events
+from onefed.telemetry.lines import Record
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(150)]
+
+SEED = 7
+
+
+def by_the_hub(contributors: Sequence[Sequence[str]], nodes: int) -> str:
+    """``model_sha256`` that the hub engine's grid, app and rule give of the same contributors."""
+    config = {"seed": SEED, "local-epochs": 1}
+    grid = virtual.VirtualGrid()
+    ids = {
+        f"node-{index}": grid.add(
+            str(index),
+            virtual.node(
+                client_app.app, partition_id=index, num_partitions=nodes, run_config=config
+            ),
+        )
+        for index in range(nodes)
+    }
+    rule = aggregate.rule("FedAvg")
+    model = dict(task.initial_arrays({"seed": SEED}))
+    state = rule.init(model)
+    for number, names in enumerate(contributors, start=1):
+        updates = []
+        for name in names:
+            record = payload.to_record(model)
+            message: Message = payload.train_message(
+                ids[name], record, round_number=number, seed=SEED
+            )
+            [reply] = grid.send_and_receive([message])
+            content = reply.content
+            examples = int(content.metric_records["metrics"]["num-examples"])  # type: ignore[arg-type]
+            trained = payload.to_arrays(content.array_records["arrays"])
+            updates.append(aggregate.Update(name.removeprefix("node-"), examples, trained))
+        state, model = rule.step(state, model, updates, number)
+    return arrays.digest(model)
+
+
+def recorded(summary: dict[str, Any]) -> list[list[str]]:
+    """Contributors by round."""
+    return [summary["contributors"][str(number + 1)] for number in range(summary["rounds_done"])]
+
+
+def test_a_node_that_is_killed_comes_back_from_its_disk(home: Home, tmp_path: Path) -> None:
+    """Scenario A1: the example of the design, with its spelling of the options."""
+    said = home.run(
+        *("peer", "up", "--nodes", "4", "--rounds", "6", "--epochs", "1", "--seed", str(SEED)),
+        *("--failure_round", "2", "--recovery_round", "4", "--failure_nodes", "node-0"),
+        *("--summary", str(tmp_path / "summary.json")),
+    )
+
+    order = [
+        said.index(word) for word in ("💥💥💥", "🔄🔄🔄", "✅ Node node-0", "🚀 Started learning")
+    ]
+    assert order == sorted(order)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["rounds_done"], summary["restarts"]) == ("finished", 6, 1)
+    assert {node["rounds"] for node in summary["nodes"].values()} == {6}
+    assert {node["state"] for node in summary["nodes"].values()} == {"finished"}
+    assert "node-0" not in summary["contributors"]["3"]
+    assert "node-0" in summary["contributors"]["4"]
+    [model] = {node["model_sha256"] for node in summary["nodes"].values()}
+    assert summary["model_sha256"] == model == by_the_hub(recorded(summary), 4)
+    assert "finished" in home.run("peer", "status")
+
+
+class Watched:
+    """A group whose parent is this test."""
+
+    def __init__(self, folder: Path, *, nodes: int, rounds: int) -> None:
+        self.leaders: dict[int, str] = {}
+        """By term."""
+        self.rounds: list[tuple[float, int]] = []
+        """When the first node had each new round, monotonic seconds."""
+        place = group(folder, "watched")
+        names = [f"node-{index}" for index in range(nodes)]
+        spec = PeerSpec(
+            name="watched",
+            addresses=dict(zip(names, free_addresses(nodes), strict=True)),
+            rounds=rounds,
+            epochs=1,
+            seed=SEED,
+            strategy="FedAvg",
+            app="image-classification",
+            run_config={"strategy": "FedAvg", "seed": SEED},
+        )
+        place.write(spec, peer_app.pack(None, "image-classification"))
+        self.place, self.spec = place, spec
+        self.run = GroupRun(
+            place,
+            spec,
+            environ=os.environ,
+            clock=time.monotonic,
+            say=lambda _: None,
+            show=self.show,
+        )
+
+    def show(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if isinstance(record.event, events.PeerNotice) and record.event.kind == "leader":
+                name, _, term = record.event.detail.partition(" leads term ")
+                self.leaders[int(term)] = name
+            if isinstance(record.event, events.PeerRound) and record.event.round > self.reached:
+                self.rounds.append((time.monotonic(), record.event.round))
+
+    @property
+    def reached(self) -> int:
+        return self.rounds[-1][1] if self.rounds else 0
+
+    @property
+    def leader(self) -> str:
+        return self.leaders[max(self.leaders)]
+
+
+def test_the_leader_is_killed_and_the_others_go_on_without_it(tmp_path: Path) -> None:
+    rounds = 16
+
+    async def scenario() -> peer_group.Outcome:
+        watched = Watched(tmp_path, nodes=4, rounds=rounds)
+        run = watched.run
+
+        async def faults() -> None:
+            await run.until(lambda: watched.reached >= 2)
+            killed, term = watched.leader, max(watched.leaders)
+            await run.kill(killed)
+            killed_at = watched.reached
+            await run.until(
+                lambda: max(watched.leaders) > term and watched.reached >= killed_at + 2
+            )
+            assert watched.leader != killed
+            assert run.views[killed].round_number <= killed_at + 1
+            await run.start(killed)
+
+        ended = asyncio.ensure_future(run.run())
+        await asyncio.sleep(0)  # it has begun to start the processes
+        await run.until(lambda: len(run.processes) == 4)
+        try:
+            await faults()
+        finally:
+            outcome = await ended
+        document = peer_group.summary(watched.place, watched.spec, outcome)
+        assert document["model_sha256"] == by_the_hub(recorded(document), 4)
+        return outcome
+
+    outcome = asyncio.run(scenario())
+
+    assert outcome.error is None
+    assert outcome.status == "finished"
+    assert {view.round_number for view in outcome.nodes.values()} == {rounds}
+    assert len({view.model_sha256 for view in outcome.nodes.values()}) == 1
+
+
+def test_nodes_join_and_leave_a_group_that_trains(home: Home) -> None:
+    started = home.start("peer", "up", "--nodes", "3", "--rounds", "40", "--seed", str(SEED))
+    started.wait_for(lambda line: line["event"] == "peer_round" and line["data"]["round"] == 2)
+    joins = subprocess.Popen(
+        [ONEFED, "peer", "join"], env=home.environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        started.wait_for(
+            lambda line: line["event"] == "peer_round" and "node-3" in line["data"]["contributors"]
+        )
+        assert "off the roster" in home.run("peer", "leave", "node-3")
+        for line in iter(started.process.stdout.readline, ""):  # type: ignore[union-attr]
+            started.lines.append(json.loads(line))
+        assert started.process.wait(LIMIT_S) == 0
+        last = [line for line in started.lines if line["event"] == "peer_round"][-3:]
+        assert {line["data"]["round"] for line in last} == {40}
+        assert len({line["data"]["model_sha256"] for line in last}) == 1
+    finally:
+        joins.terminate()
+        joins.communicate(timeout=LIMIT_S)
