@@ -201,8 +201,8 @@ async def _look_around(place: PeerGroup, node: Node) -> None:
             node.connect(member)
         for name in files.names_in(place.requests(node.member.node)):
             verb, _, who = name.partition(" ")
-            files.remove(place.requests(node.member.node) / name)
-            if verb == "leave" and contact.NAME.fullmatch(who):
+            if verb == "leave" and contact.NAME.fullmatch(who):  # not one that is being written
+                files.remove(place.requests(node.member.node) / name)
                 node.leave(who)
 
 
