@@ -43,8 +43,10 @@ Format = Annotated[
 
 
 def up(
-    nodes: Annotated[int, typer.Option("--nodes", "-n", min=1, max=NODES_MAX)] = 4,
-    rounds: Annotated[int, typer.Option("--rounds", "-r", min=1)] = 3,
+    nodes: Annotated[
+        int, typer.Option("--nodes", "-n", min=1, max=NODES_MAX, help="Number of nodes.")
+    ] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", "-r", min=1, help="Rounds to train.")] = 3,
     epochs: Annotated[
         int | None,
         typer.Option("--epochs", min=1, help="Passes over a node's data a round."),

@@ -168,6 +168,8 @@ def test_text_is_plain_and_says_what_matters(examples: tuple[ev.Event, ...]) -> 
         "round 3 of 5: client 0 answered train with 1200 examples, 3.9 s",
         "round 3 of 5 is repeated: deadline (1 of 2 replies)",
         "round 3 of 5 is safe (5.0 MiB)",
+        "round 3 of 5 is agreed on: updates of node-0,node-1, model abababababab, 0.4 s",
+        "no quorum: 1 of 3 voters are heard",
         "INFO: hello",
         "the disk is almost full",
     ]
