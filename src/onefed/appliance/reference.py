@@ -11,6 +11,7 @@ from typing import Any
 
 from onefed.appliance import (
     discovery,
+    failures,
     health,
     process,
     programs,
@@ -20,6 +21,22 @@ from onefed.appliance import (
 )
 from onefed.appliance.steps import Step
 from onefed.tls import authority
+
+
+def _failures() -> str:
+    rows = (
+        f"| {each.what} | {each.step} | {each.exit_code.value if each.exit_code else '-'} "
+        f"| {f'`{each.error}`' if each.error else '-'} | {each.remedy} |"
+        for each in failures.CLASSES
+    )
+    return "\n".join(
+        (
+            "| What | Step | Exit code | `FL_ERROR` | What to do, or what follows |",
+            "|---|---|---|---|---|",
+            *rows,
+        )
+    )
+
 
 INTRODUCTION = """\
 <!-- Made by: python -m onefed.appliance.reference > docs/boot.md -->
@@ -61,9 +78,13 @@ Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
 | 8 | Docker, an image, a program, discovery or registration failed; the step is named |
 | 9 | training data cannot be read |
 
+## What can go wrong
+
 A failure publishes `FL_READY=NO` (a node: `FL_NODE_READY=NO`) and `FL_ERROR`; READY stays unset.
-These do not stop a boot: a version that cannot be pulled while the baked one is there, OneGate that
-does not take an attribute, a GPU that is not found.
+Where no exit code stands, the boot goes on with a warning, and the machine becomes ready.
+onefed changes no rule of a firewall, so none can fail.
+
+{_failures()}
 
 ## Runtimes
 

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from onefed import context
-from onefed.appliance import machine, programs, steps, superlink, supernode
+from onefed.appliance import gpu, machine, programs, steps, superlink, supernode
 from onefed.appliance.paths import Paths
+from onefed.appliance.platform import Platform, Processes
 from onefed.appliance.process import Program
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import ServiceModel, VmRecord
@@ -165,6 +166,8 @@ class Computer:
     running: set[str] = field(default_factory=set)
     given_up: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    platform: Platform = field(default_factory=Processes)
+    driver: gpu.Driver = field(default_factory=gpu.System)
 
     @property
     def steps(self) -> tuple[steps.Step[Any], ...]:
@@ -190,6 +193,8 @@ class Computer:
             now=lambda: datetime.now(UTC),
             sleep=self.time.sleep,
             warn=self.warnings.append,
+            platform=self.platform,
+            driver=self.driver,
             facts={**machine.read_facts(self.paths), "address": ADDRESS},
         )
 
