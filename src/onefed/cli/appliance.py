@@ -21,12 +21,12 @@ from onefed.appliance import keeper, lifecycle, machine, stages, steps, surround
 from onefed.appliance.description import Runtime
 from onefed.appliance.steps import Report, Stage, Step
 from onefed.checkpoint import files
-from onefed.cli import tables
+from onefed.cli import parsing, tables
 from onefed.cli.screen import say, table_console
 from onefed.errors import ExitCode
 from onefed.telemetry import sentences
 
-app = typer.Typer(
+app = parsing.Typer(
     help="The boot of one machine: its steps, what came of them, whether it is healthy.",
     no_args_is_help=True,
     suggest_commands=False,

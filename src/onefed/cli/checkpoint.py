@@ -17,7 +17,7 @@ from onefed.appliance.paths import Paths
 from onefed.checkpoint import inspect
 from onefed.checkpoint.inspect import Entry, Series
 from onefed.checkpoint.retention import Retention
-from onefed.cli import checkpoint_diff, checkpoint_show, tables
+from onefed.cli import checkpoint_diff, checkpoint_show, parsing, tables
 from onefed.cli.screen import say, table_console
 from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError, StorageError
 from onefed.local import ownership, state
@@ -26,7 +26,7 @@ from onefed.local.state import SUPERLINK, StateDir
 OLDER_LOOKED_AT_MAX = 8
 """Rounds before a damaged one that are read to find one that is whole."""
 
-app = typer.Typer(
+app = parsing.Typer(
     help="Checkpoints in a folder: what is there, and whether it is whole.",
     no_args_is_help=True,
     suggest_commands=False,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from onefed import context
-from onefed.cli import tables
+from onefed.cli import parsing, tables
 from onefed.cli.screen import say, table_console
 from onefed.context import explain as explanation
 from onefed.context import inputs as documents
@@ -19,7 +19,7 @@ from onefed.context import reference as pages
 from onefed.errors import ExitCode
 from onefed.local.request import read_context
 
-app = typer.Typer(
+app = parsing.Typer(
     help="Context variables: what there is, what they come to, what is wrong with a file of them.",
     no_args_is_help=True,
     suggest_commands=False,

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from onefed.appliance import gpu
-from onefed.cli import tables
+from onefed.cli import parsing, tables
 from onefed.cli.screen import say
 from onefed.errors import ExitCode
 
-app = typer.Typer(
+app = parsing.Typer(
     help="GPUs: what is missing for them.", no_args_is_help=True, suggest_commands=False
 )
 

@@ -29,6 +29,9 @@ from onefed.telemetry.status import FederationView, fold
 
 FOLLOW_POLL_S = 0.3
 
+UNDER_WAY = ("waiting", "booting", "training", "stalled")
+"""What a federation whose cloud lives may be."""
+
 LINE_BYTES_MAX = 65_536
 """Of a log file; a longer one is shown in pieces."""
 
@@ -45,7 +48,8 @@ class PartError(OnefedError):
 def view_of(directory: StateDir) -> FederationView:
     """A federation as its events tell it; one whose cloud was killed is stopped."""
     view = fold(event_log.read(directory.events)) if directory.events.exists() else FederationView()
-    if ownership.owner(directory) is None and view.status in ("booting", "training", "stalled"):
+    began = view.started_at is not None and view.status in UNDER_WAY
+    if began and ownership.owner(directory) is None:
         view = dataclasses.replace(
             view, status="stopped", details="Its cloud was killed; onefed resume continues it."
         )
@@ -144,6 +148,8 @@ class _Row:
     status: str
     running: bool
     directory: str
+    details: str | None = None
+    """Why, where the status alone would not do: what it waits for, why it failed."""
     app: str | None = None
     nodes: int | None = None
     strategy: str | None = None
@@ -164,6 +170,7 @@ def _row(directory: StateDir, view: FederationView) -> _Row:
         status=view.status,
         running=ownership.owner(directory) is not None,
         directory=str(directory.folder),
+        details=view.details,
         app=spec.app,
         nodes=spec.nodes,
         strategy=spec.strategy,

@@ -23,6 +23,7 @@ from onefed.cli import (
     gpu,
     look,
     nodes,
+    parsing,
     peer,
     runs,
     start,
@@ -38,7 +39,7 @@ from onefed.telemetry import sentences
 ROUNDS_MAX = 2**31 - 1
 """As in the table of context variables."""
 
-app = typer.Typer(
+app = parsing.Typer(
     name="onefed",
     help="Federated learning on OpenNebula that does not lose a round.",
     no_args_is_help=True,
@@ -47,7 +48,7 @@ app = typer.Typer(
     suggest_commands=False,  # click suggests by itself
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-model = typer.Typer(
+model = parsing.Typer(
     help="Models that federations have trained.", no_args_is_help=True, suggest_commands=False
 )
 app.add_typer(model, name="model")

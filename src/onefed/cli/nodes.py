@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from onefed.appliance.paths import Paths
-from onefed.cli import tables
+from onefed.cli import parsing, tables
 from onefed.cli.screen import say, table_console
 from onefed.errors import ExitCode, NotFoundError, OnefedError
 from onefed.flower import mailbox
@@ -22,7 +22,7 @@ from onefed.tls import enrolment
 KEY_BYTES_MAX = 4096
 FINGERPRINT_SHOWN = 16
 
-app = typer.Typer(
+app = parsing.Typer(
     help="Who may connect: node keys of a running federation.",
     no_args_is_help=True,
     suggest_commands=False,

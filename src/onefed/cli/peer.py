@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from onefed.cli import peer_group
+from onefed.cli import parsing, peer_group
 from onefed.cli.screen import say
 from onefed.errors import ExitCode
 from onefed.sim import options, report
@@ -20,7 +20,7 @@ from onefed.sim.run import run
 FAILURES_SHOWN = 3
 SCHEDULES_LIMIT = 10**9
 
-app = typer.Typer(
+app = parsing.Typer(
     help="Training without a coordinator.", no_args_is_help=True, suggest_commands=False
 )
 

@@ -14,7 +14,7 @@ import typer
 
 from onefed import context
 from onefed.checkpoint import files
-from onefed.cli import nodes, tables
+from onefed.cli import nodes, parsing, tables
 from onefed.cli.nodes import Json
 from onefed.cli.screen import say, table_console
 from onefed.errors import ExitCode, OnefedError, StorageError
@@ -26,9 +26,9 @@ from onefed.telemetry.log import Follower
 
 FOLLOW_POLL_S = 0.3
 
-app = typer.Typer(
-    help="Runs of a federation: list, follow, stop.",
-    invoke_without_command=True,
+app = parsing.Typer(
+    help="Runs of a federation: list, follow, stop. Alone, or with a name, it lists.",
+    cls=parsing.ListingGroup,
     suggest_commands=False,
 )
 
@@ -78,13 +78,6 @@ def submit(
     say(f"{found.name} is submitted as run {done['run'][:8]}.")
     if follow:
         _follow(follower)
-
-
-@app.callback()
-def default(ctx: typer.Context) -> None:
-    """List the runs where nothing else is asked for."""
-    if ctx.invoked_subcommand is None:
-        list_()
 
 
 @app.command("list")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -24,16 +25,25 @@ from onefed.tls import enrolment
 
 BODY_BYTES_MAX = 8 * 2**10
 READ_TIMEOUT_S = 10.0
+"""For a whole request. The gateway hands one on when it has all of it."""
+
 AT_ONCE_MAX = 8
-"""Requests that are answered at a time; the rest is told to come back."""
+"""Connections at a time; the rest is told to come back, which a node does."""
+
+_BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 
 class Server(socketserver.ThreadingUnixStreamServer):
     """Answers enrolments; a thread for each."""
 
     daemon_threads = True
+    request_queue_size = 64
+    """Connections that nobody has taken yet. With a socket file a full queue is an error at once,
+    not a wait."""
 
-    def __init__(self, socket_file: Path, requests: Path) -> None:
+    def __init__(
+        self, socket_file: Path, requests: Path, *, read_timeout_s: float = READ_TIMEOUT_S
+    ) -> None:
         """
         Args:
             socket_file: anybody on this machine may connect to it, as anybody elsewhere may
@@ -43,7 +53,32 @@ class Server(socketserver.ThreadingUnixStreamServer):
         super().__init__(str(socket_file), _Handler)
         socket_file.chmod(0o666)
         self.requests = requests
-        self.free = threading.BoundedSemaphore(AT_ONCE_MAX)
+        self.read_timeout_s = read_timeout_s
+        self._free = threading.BoundedSemaphore(AT_ONCE_MAX)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, or say that enough are at work."""
+        if self._free.acquire(blocking=False):
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self._free.release()  # there was no thread to be had
+                raise
+            return
+        with contextlib.suppress(OSError):
+            request.setblocking(False)
+            request.sendall(_BUSY)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one, and let the next one in."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever asked has gone: nobody is left to tell."""
 
 
 def start(socket_file: Path, requests: Path) -> Server:
@@ -54,26 +89,36 @@ def start(socket_file: Path, requests: Path) -> Server:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    timeout = READ_TIMEOUT_S
     server: Server
+
+    def setup(self) -> None:
+        """Give the request its time, all pieces together."""
+        super().setup()
+        self._limit = threading.Timer(self.server.read_timeout_s, self._give_up)
+        self._limit.daemon = True
+        self._limit.start()
+
+    def finish(self) -> None:
+        """Be done with the connection."""
+        self._limit.cancel()
+        super().finish()
 
     def do_POST(self) -> None:
         """Enrol a node."""
-        if not self.server.free.acquire(blocking=False):
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "Come back in a moment."})
-            return
-        try:
-            status, said = self._enrol()
-        finally:
-            self.server.free.release()
-        self._answer(status, said)
+        self._answer(*self._enrol())
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def _enrol(self) -> tuple[HTTPStatus, dict[str, Any]]:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
             return HTTPStatus.BAD_REQUEST, {"error": "An enrolment has a length, of 8 KiB at most."}
+        body = self.rfile.read(int(length))
+        self._limit.cancel()
         try:
-            document = json.loads(self.rfile.read(int(length)))
+            document = json.loads(body)
             token, public_key = document["token"], document["public_key"]
             if not isinstance(public_key, str) or not enrolment.is_token(token):
                 raise ValueError

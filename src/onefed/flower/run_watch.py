@@ -40,6 +40,9 @@ LOG_END_S = 5.0
 ENDED = frozenset({"completed", "failed", "stopped"})
 """Nothing is left to do, until the machine boots again and with it the wish to go on."""
 
+WAIT_REPORT_S = 60.0
+"""How often a run that waits for its first nodes is reported as stalled: machines boot in less."""
+
 APP_EXCEPTION = "ServerApp failed with exception: "
 """Begins Flower's details when the app itself raised: submitting it again would not help."""
 
@@ -98,6 +101,9 @@ class RunWatch:
         """When the next submission may be made."""
         self._unseen_since: float | None = None
         """Since when the ServerApp of the newest submission should be there and is not."""
+        self._waits_for = ""
+        """What was last told of what the first submission waits for."""
+        self._wait_began = self._wait_told = clock()
         self._control = control
         self._emit = emit
         self._state = read_state(instructions.state_file)
@@ -111,8 +117,10 @@ class RunWatch:
             self._watch()
         elif self._told.stop_request.exists():
             self._finish("stopped", "stopped while it was not submitted")
-        elif self._may_submit(nodes_online):
+        elif self._may_submit(nodes_online) and self._has_app():
             self._submit()
+        elif not self._state.submissions:
+            self._tell_wait(nodes_online)
         return self._state.status in ENDED
 
     def submit(self, fab: bytes, asked: Mapping[str, Any]) -> str:
@@ -177,10 +185,26 @@ class RunWatch:
         enough = nodes_online >= self._told.min_available_clients or bool(self._state.submissions)
         return enough and self._clock() >= self._not_before
 
+    def _tell_wait(self, nodes_online: int) -> None:
+        """Say what a run that has not begun waits for, whenever that is something else."""
+        required = self._told.min_available_clients
+        missing = [] if self._has_app() else ["no app was submitted yet"]
+        if nodes_online < required:
+            missing.append(f"{nodes_online} of {required} nodes connected")
+        waits_for = ", ".join(missing)
+        if waits_for != self._waits_for:
+            self._waits_for = waits_for
+            self._emit(events.RunStatus("waiting", waits_for))
+        now = self._clock()
+        if not self._has_app():
+            self._wait_began = self._wait_told = now  # a federation without an app is no stall
+        elif now - self._wait_told >= WAIT_REPORT_S:
+            self._wait_told = now
+            waited_s = now - self._wait_began
+            self._emit(events.TrainingStalled(1, waited_s, nodes_online, required))
+
     def _submit(self) -> None:
         app = self._app()
-        if app is None:
-            return
         self._make_room()
         # Flower takes only keys that the app's own config names, and an app that runs its own
         # ServerApp keeps its defaults unless somebody set something else.
@@ -217,14 +241,12 @@ class RunWatch:
         self._emit(events.RunSubmitted(self._state.run, str(run_id), attempt))
         self._read_log(run_id)
 
-    def _app(self) -> bundle.Bundle | None:
-        """The app to run; None when the tenant submits one later."""
+    def _app(self) -> bundle.Bundle:
+        """The app to run, which there is."""
         if self._state.app:
             return bundle.unpack(Path(self._state.app).read_bytes())
         if self._told.bundle.exists():
             return bundle.unpack(self._told.bundle.read_bytes())
-        if self._told.use_case == "none":
-            return None
         return bundle.build(bundle.built_in(self._told.use_case))
 
     def _watch(self) -> None:

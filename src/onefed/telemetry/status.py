@@ -211,13 +211,20 @@ def apply(view: FederationView, record: Record) -> FederationView:
         case ev.RunSubmitted() as event:
             if event.attempt == 1:  # another run than the one before, with its own round 1
                 view = replace(view, run_status=None, rounds=())
+            if view.status in ("waiting", "stalled") and event.attempt == 1:
+                view = replace(view, status="waiting", details="The app starts.")
             again = 1 if event.attempt > 1 else 0
             return replace(view, attempt=event.attempt, restarts=view.restarts + again)
         case ev.RunResumed() as event:
             return replace(view, details=sentences.sentence(event))
+        case ev.RunStatus(status="waiting") as event:
+            return replace(
+                view, status="waiting", run_status=event.status, details=sentences.sentence(event)
+            )
         case ev.RunStatus() as event:
             if event.status == "running" and view.status in ("waiting", "booting"):
-                view = replace(view, status="training")  # an unmanaged app says nothing else
+                # An unmanaged app says nothing else.
+                view = replace(view, status="training", details=None)
             failed = sentences.sentence(event) if event.status == "failed" else view.details
             return replace(view, run_status=event.status, details=failed)
         case ev.Notice() as event:

@@ -67,6 +67,7 @@ def test_programs_get_everything(onefed: Run, finished: Run, home: Path) -> None
         "status": "finished",
         "running": False,
         "directory": str(home / "demo"),
+        "details": None,
         "app": "image-classification",
         "nodes": 2,
         "strategy": "FedAvg",

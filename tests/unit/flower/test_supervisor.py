@@ -145,6 +145,15 @@ class Coordinator:
     def of(self, kind: type[events.Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
+    def outcomes(self) -> list[events.RunStatus]:
+        """What was told of the run, but what it waits for."""
+        return [each for each in self.of(events.RunStatus) if each.status != "waiting"]
+
+    def waits(self) -> list[str]:
+        """What a run that had not begun waited for, in order."""
+        told = self.of(events.RunStatus)
+        return [each.details or "" for each in told if each.status == "waiting"]
+
     def state(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.told.state_file.read_text())
         return document
@@ -362,9 +371,11 @@ class TestNodes:
         coordinator.server.disconnect(node.node_id)
         watching.step()
 
-        assert coordinator.events[1:] == [
-            events.ClientJoin(str(node.node_id), "192.168.150.101"),
-            events.ClientLeave(str(node.node_id), "disconnected"),
+        joined, left = events.ClientJoin, events.ClientLeave
+        told = [each for each in coordinator.events if isinstance(each, joined | left)]
+        assert told == [
+            joined(str(node.node_id), "192.168.150.101"),
+            left(str(node.node_id), "disconnected"),
         ]
 
     def test_addresses_are_known_after_a_restart_too(self, coordinator: Coordinator) -> None:
@@ -436,6 +447,30 @@ class TestSubmission:
         assert not watching.step()
 
         assert coordinator.runs() == []
+        assert coordinator.waits() == [
+            "no app was submitted yet, 0 of 1 nodes connected",
+            "no app was submitted yet",
+        ]
+
+    def test_what_it_waits_for_is_told_once_and_again_when_it_takes_long(
+        self, with_app: Coordinator
+    ) -> None:
+        with_app.told = replace(with_app.told, min_available_clients=3)
+        with_app.add_node("0")
+        watching = with_app.boot()
+        watching.step()
+        with_app.connect_all()
+        watching.step()
+        watching.step()
+        assert with_app.waits() == ["0 of 3 nodes connected", "1 of 3 nodes connected"]
+        assert with_app.of(events.TrainingStalled) == []
+
+        with_app.clock.sleep(run_watch.WAIT_REPORT_S)
+        watching.step()
+        watching.step()
+
+        [stalled] = with_app.of(events.TrainingStalled)
+        assert (stalled.connected_clients, stalled.required_clients) == (1, 3)
 
     def test_the_built_in_app_of_the_use_case_is_submitted_by_itself(
         self, coordinator: Coordinator
@@ -468,7 +503,7 @@ class TestSubmission:
 
         assert watching.step()
 
-        [status] = with_app.of(events.RunStatus)
+        [status] = with_app.outcomes()
         assert status.status == "failed"
         assert "cannot be sent" in status.details
 
@@ -481,7 +516,7 @@ class TestRun:
         with_app.server.run_ends(with_app.runs()[0].run_id, "completed")
 
         assert watching.step()
-        assert with_app.of(events.RunStatus) == [events.RunStatus("completed", "")]
+        assert with_app.outcomes() == [events.RunStatus("completed", "")]
         assert with_app.state()["status"] == "completed"
 
     def test_a_restart_finds_the_run_and_submits_no_second_one(self, with_app: Coordinator) -> None:
@@ -561,7 +596,7 @@ class TestRun:
 
         assert watching.step()
         assert len(with_app.runs()) == run_watch.SUBMISSIONS_MAX
-        [status] = with_app.of(events.RunStatus)
+        [status] = with_app.outcomes()
         assert status.status == "failed"
         assert DIED in status.details
         assert "5 times without a new round" in status.details
@@ -573,7 +608,7 @@ class TestRun:
 
         assert watching.step()
         assert len(with_app.runs()) == 1
-        assert "division by zero" in with_app.of(events.RunStatus)[0].details
+        assert "division by zero" in with_app.outcomes()[0].details
 
     def test_a_superlink_that_lost_its_database_gets_the_run_again(
         self, with_app: Coordinator
@@ -714,7 +749,7 @@ class TestDeadServerApp:
         assert not watching.step()
         assert watching.step()
 
-        assert with_app.of(events.RunStatus)[0].status == "stopped"
+        assert with_app.outcomes()[0].status == "stopped"
 
     def test_the_first_new_try_is_at_once_and_fruitless_ones_wait_longer_and_longer(
         self, with_app: Coordinator
@@ -744,7 +779,7 @@ class TestDeadServerApp:
             assert not watching.step()
             with_app.server.run_starts(with_app.runs()[-1].run_id)
 
-        assert with_app.of(events.RunStatus) == []
+        assert with_app.outcomes() == []
 
 
 class TestStop:
@@ -755,7 +790,7 @@ class TestStop:
         assert with_app.boot().step()
 
         assert with_app.runs() == []
-        assert with_app.of(events.RunStatus)[0].status == "stopped"
+        assert with_app.outcomes()[0].status == "stopped"
 
     def test_our_server_app_is_left_to_finish_its_round(self, with_app: Coordinator) -> None:
         watching = with_app.running()
@@ -767,7 +802,7 @@ class TestStop:
         with_app.server.run_ends(with_app.runs()[0].run_id, "completed")
 
         assert watching.step()
-        assert with_app.of(events.RunStatus)[0].status == "stopped"
+        assert with_app.outcomes()[0].status == "stopped"
 
     def test_a_run_that_nobody_executes_yet_is_stopped_at_once(self, with_app: Coordinator) -> None:
         with_app.add_node("0")
@@ -780,7 +815,7 @@ class TestStop:
         assert not watching.step()
         assert watching.step()
 
-        assert with_app.of(events.RunStatus)[0].status == "stopped"
+        assert with_app.outcomes()[0].status == "stopped"
 
     @pytest.mark.parametrize("restarted", [False, True])
     def test_an_app_with_its_own_server_app_is_stopped_by_flower(
@@ -796,7 +831,7 @@ class TestStop:
 
         [run] = with_own_server_app.runs()
         assert run.status.sub_status == "stopped"
-        assert with_own_server_app.of(events.RunStatus)[0].status == "stopped"
+        assert with_own_server_app.outcomes()[0].status == "stopped"
 
     def test_a_run_that_dies_after_a_stop_is_not_submitted_again(
         self, with_app: Coordinator
@@ -808,7 +843,7 @@ class TestStop:
         assert watching.step()
 
         assert len(with_app.runs()) == 1
-        assert with_app.of(events.RunStatus)[0].status == "stopped"
+        assert with_app.outcomes()[0].status == "stopped"
 
 
 class TestLog:
@@ -1194,7 +1229,7 @@ class TestAccess:
         assert run == with_app.state()["run"]
         with_app.server.run_ends(with_app.runs()[-1].run_id, "completed")
         assert watching.step()
-        assert with_app.of(events.RunStatus)[-1].status == "stopped"
+        assert with_app.outcomes()[-1].status == "stopped"
         with pytest.raises(mailbox.RequestError, match="No run"):
             with_app.ask(watching, "stop")
 

@@ -251,3 +251,13 @@ def test_a_view_is_never_changed_in_place(booted: Story) -> None:
     assert before.nodes == nodes
     assert before.rounds == ()
     assert replace(before) == before
+
+
+def test_a_federation_says_what_it_waits_for(story: Story) -> None:
+    start = ev.FederationStart("demo", 3, 0, "FedAvg", "none", 7, "/srv/demo")
+    view = story.tell(start, ev.RunStatus("waiting", "no app was submitted yet"))
+    assert (view.status, view.details) == ("waiting", "run is waiting: no app was submitted yet")
+    view = story.tell(ev.TrainingStalled(1, 60.0, 1, 3), ev.RunSubmitted("r", "1", 1))
+    assert (view.status, view.details) == ("waiting", "The app starts.")
+    view = story.tell(ev.RunStatus("running"))
+    assert (view.status, view.details) == ("training", None)
