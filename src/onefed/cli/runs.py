@@ -100,10 +100,11 @@ def list_(name: Federation = None, json_: Json = False) -> None:
 @app.command("follow")
 def follow_(name: Federation = None) -> None:
     """Print what happens until the run has ended; its outcome is the exit code."""
+    follower = _news(name)  # before the question: the run may end right after the answer
     if nodes.ask(name, "runs")["status"] in RUN_ENDED:
         say("No run is under way.")
         return
-    _follow(_news(name))
+    _follow(follower)
 
 
 @app.command()

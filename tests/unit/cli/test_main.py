@@ -185,3 +185,22 @@ def test_a_path_that_is_not_utf_8_can_be_printed(onefed: Run, make: Run, tmp_pat
     shown = onefed("list")
     assert shown.code == 0
     assert "a\\udcffb" in shown.out
+
+
+def test_everything_that_cannot_be_read_is_told_at_once(onefed: Run, home: Path) -> None:
+    shown = onefed("up", "--nodes", "three", "--rounds", "x", "--log-format", "xml", "--seed", "1")
+    assert (shown.code, shown.out) == (ExitCode.USAGE, "")
+    *problems, hint = shown.err.splitlines()
+    assert len(problems) == 3
+    assert problems[0].startswith("error: ")
+    for option, value in (("--nodes", "'three'"), ("--rounds", "'x'"), ("--log-format", "'xml'")):
+        [problem] = [each for each in problems if option in each]
+        assert value in problem
+    assert hint == "next:  See: onefed up --help"
+    assert not home.exists()
+
+
+def test_a_missing_argument_is_told_beside_a_value_that_cannot_be_read(onefed: Run) -> None:
+    shown = onefed("run", "--nodes", "three")
+    assert "'three'" in shown.err
+    assert "APP" in shown.err
