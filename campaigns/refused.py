@@ -66,8 +66,8 @@ class Key:
     """A node's key, and the headers that it signs."""
 
     def __init__(self) -> None:
-        self._private = ec.generate_private_key(ec.SECP384R1())
-        self.public = self._private.public_key().public_bytes(
+        self.private = ec.generate_private_key(ec.SECP384R1())
+        self.public = self.private.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
 
@@ -77,7 +77,7 @@ class Key:
         """Flower's own; ``signed_at`` is another time than the one that is said."""
         said = (at or datetime.now(UTC)).isoformat()
         text = said if signed_at is None else signed_at.isoformat()
-        signature = self._private.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
+        signature = self.private.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
         return {
             "flwr-public-key": base64.b64encode(self.public).decode(),
             "flwr-timestamp": said,

@@ -20,7 +20,6 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.run import Run
 
 _LOG = logging.getLogger(__name__)
@@ -34,9 +33,6 @@ PACKED = "onefed.packed"
 PACKED_BYTES_MAX = 4 * 1024 * 1024
 """Larger messages travel as Flower's objects, in chunks and two at a time; a gateway takes no
 request of more than 8 MiB."""
-
-PULL_BACKOFF_S = 0.02
-"""A reply is shown before its parts have come; Flower waits a second until it looks again."""
 
 
 def pack(content: RecordDict) -> RecordDict | None:
@@ -76,13 +72,6 @@ def take_offer(message: Message) -> bool:
         if message.has_content() and (content := unpack(message.content)) is not None:
             message.content = content
     return is_offered
-
-
-def hasten_pulls() -> None:
-    """Have the grid of this process look for the parts of a reply after 20 ms and not after 1 s."""
-    defaults = inflatable_utils.pull_objects.__kwdefaults__
-    assert defaults is not None, "the contract test would have failed"
-    defaults["initial_backoff"] = PULL_BACKOFF_S
 
 
 class PackingGrid(Grid):

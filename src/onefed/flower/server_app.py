@@ -30,7 +30,7 @@ from onefed import aggregate, arrays, failpoints
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot
 from onefed.errors import ExitCode, NotFoundError, OnefedError
-from onefed.flower import adapter_runtime, loop, packing, payload, strategy
+from onefed.flower import adapter_grid, adapter_runtime, loop, packing, payload, strategy
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -92,12 +92,11 @@ def managed(initial_arrays: str, evaluate: str | None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         surroundings = Surroundings.from_environ(os.environ)
-        packing.hasten_pulls()
         adapter_runtime.hurry(grid)
         log = EventLog(surroundings.events, role="superlink", clock=lambda: datetime.now(UTC))
         try:
             _train(
-                packing.PackingGrid(grid),
+                packing.PackingGrid(adapter_grid.without_waits(grid)),
                 context.run_config,
                 surroundings,
                 log.emit,

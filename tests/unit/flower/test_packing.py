@@ -128,14 +128,3 @@ def test_a_message_without_an_offer_is_left_alone() -> None:
     message = Message(records(), 5, "train", group_id="round 3")
     assert not packing.take_offer(message)
     assert message.metadata.group_id == "round 3"
-
-
-def test_pulls_are_hastened_in_this_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flwr.supercore.inflatable import inflatable_utils
-
-    defaults = dict(inflatable_utils.pull_objects.__kwdefaults__ or {})
-    monkeypatch.setattr(inflatable_utils.pull_objects, "__kwdefaults__", dict(defaults))
-    assert defaults["initial_backoff"] >= 1, "Flower has become quicker: this is not needed"
-    packing.hasten_pulls()
-    changed = inflatable_utils.pull_objects.__kwdefaults__ or {}
-    assert changed == {**defaults, "initial_backoff": packing.PULL_BACKOFF_S}

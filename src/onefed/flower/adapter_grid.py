@@ -1,0 +1,217 @@
+"""The grid of a ServerApp, without its waits: a reply is handed on when all of it is there.
+
+A node announces a reply and sends its parts afterwards. Flower's own grid waits for the parts of
+one reply, in the middle of a look, until the SuperLink gives it up: three minutes after the last
+part, two hours at most. So a node that died in between, or means it, would hold up every other
+client of the round, whatever its deadline. Here what is not complete is looked at again by the next
+look. Private names of flwr 1.41.0; ``tests/unit/flower/test_adapter_grid.py`` is the contract.
+
+Source: flwr 1.41.0, ``superlink/grid/http_grid.py``, ``pull_messages``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from flwr.app import Message, Metadata
+from flwr.app.error import Error
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+)
+from flwr.supercore.run import Run
+from flwr.superlink.grid.http_grid import HttpGrid
+
+FIRST_LOOK_S = 0.2
+"""The parts of a small reply follow within milliseconds: its first look may wait for them."""
+
+PULL_BACKOFF_S = 0.02
+
+LOOK_AGAIN_MAX_S = 1.0
+"""Between two looks at a reply that is not complete, growing."""
+
+HELD_BYTES_MAX = 64 * 2**20
+"""Parts of replies that are not complete. Those of one reply may be more, or a large model would
+never come; what would exceed it is asked for again."""
+
+FORGET_S = 60.0
+"""A reply for which nobody has asked so long was given up by its round."""
+
+
+@dataclass
+class _Partial:
+    """A reply that was announced."""
+
+    message_id: str
+    reply_to: str
+    parts: list[str]
+    """Object ids; the one that was missing last comes first."""
+    asked_at_s: float
+    look_at_s: float
+    pause_s: float = 0.0
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(map(len, list(self.contents.values())))
+
+
+def without_waits(grid: Grid) -> Grid:
+    """The grid of a ServerApp without its waits; one of another kind, as in tests, has none."""
+    return CollectingGrid(grid, time.monotonic) if isinstance(grid, HttpGrid) else grid
+
+
+class CollectingGrid(Grid):
+    """Flower's grid, but for how replies are collected."""
+
+    def __init__(self, grid: HttpGrid, clock: Callable[[], float]) -> None:
+        self._grid = grid
+        self._clock = clock
+        self._partials: dict[str, _Partial] = {}
+        """By id of the message that is answered."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that have come as a whole; never waits for longer than one first look."""
+        asked, now_s = list(message_ids), self._clock()
+        fresh = set(self._announced([name for name in asked if name not in self._partials], now_s))
+        ends_s = now_s + FIRST_LOOK_S
+        found = []
+        for each in [self._partials[name] for name in asked if name in self._partials]:
+            each.asked_at_s = now_s
+            if each.look_at_s > now_s:
+                continue
+            left_s = ends_s - self._clock() if each.reply_to in fresh else 0.0
+            message = self._collect(each, max(0.0, left_s))
+            if message is not None:
+                del self._partials[each.reply_to]
+                found.append(message)
+        for each in list(self._partials.values()):
+            if now_s - each.asked_at_s > FORGET_S:
+                del self._partials[each.reply_to]
+        return found
+
+    def _announced(self, message_ids: list[str], now_s: float) -> Iterator[str]:
+        """Ask for replies that were not announced yet: of others the SuperLink knows nothing any
+        more, and says that they are lost."""
+        if not message_ids:
+            return
+        request = PullAppMessagesRequest(message_ids=message_ids)
+        answer = self._grid._runtime_client.PullMessages(request)
+        for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            reply_to = proto.metadata.reply_to_message_id
+            parts = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
+            self._partials[reply_to] = _Partial(
+                proto.metadata.message_id, reply_to, parts, now_s, now_s
+            )
+            yield reply_to
+
+    def _collect(self, each: _Partial, patience_s: float) -> Message | None:
+        """The whole reply; an error in its place when it will never be whole; None: later."""
+        client, run_id = self._grid._runtime_client, self._grid.run.run_id
+        pull = make_pull_object_fn_protobuf(
+            pull_object_protobuf=client.PullObject, node=self._grid.node, run_id=run_id
+        )
+        missing: list[str] = []
+
+        def part(name: str) -> bytes:
+            if (held := each.contents.get(name)) is not None:
+                return held
+            try:
+                content = pull(name)
+            except ObjectUnavailableError:
+                missing.append(name)
+                raise
+            each.contents[name] = content
+            return content
+
+        try:
+            contents = pull_objects(
+                list(each.parts),
+                part,
+                max_time=patience_s,
+                initial_backoff=PULL_BACKOFF_S,
+                backoff_cap=PULL_BACKOFF_S,
+            )
+        except ObjectPullError as error:
+            if missing:
+                self._put_off(each, missing[-1])
+                return None
+            return self._lost(each, error)
+        each.contents.clear()
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node, run_id=run_id, message_object_id=each.message_id
+            )
+        )
+        try:
+            message = cast("Message", inflate_object_from_contents(each.message_id, contents))
+        except BaseException:
+            del self._partials[each.reply_to]  # whoever asks is told once
+            raise
+        message.metadata.__dict__["_message_id"] = each.message_id
+        return message
+
+    def _put_off(self, each: _Partial, missing: str) -> None:
+        each.parts.sort(key=lambda name: name != missing)
+        others = sum(other.held_bytes for other in self._partials.values() if other is not each)
+        if others and others + each.held_bytes > HELD_BYTES_MAX:
+            each.contents.clear()
+            each.pause_s = LOOK_AGAIN_MAX_S
+        each.look_at_s = self._clock() + each.pause_s
+        each.pause_s = min(2 * each.pause_s + PULL_BACKOFF_S, LOOK_AGAIN_MAX_S)
+
+    def _lost(self, each: _Partial, error: ObjectPullError) -> Message:
+        """What Flower's own grid gives for a reply whose sender stopped in the middle."""
+        node_id = self._grid.node.node_id
+        return make_message(
+            metadata=Metadata(
+                run_id=self._grid.run.run_id,
+                message_id="",
+                src_node_id=node_id,
+                dst_node_id=node_id,
+                message_type=SYSTEM_MESSAGE_TYPE,
+                group_id="",
+                ttl=0,
+                reply_to_message_id=each.reply_to,
+                created_at=datetime.now(UTC).timestamp(),
+            ),
+            error=Error(ErrorCode.MESSAGE_UNAVAILABLE, f"it was not sent as a whole: {error}"),
+        )
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def get_nodes(self) -> Iterable[Any]:
+        return self._grid.get_nodes()
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    def create_message(self, *arguments: Any, **named: Any) -> Message:
+        return self._grid.create_message(*arguments, **named)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        raise NotImplementedError("our loop polls by itself")

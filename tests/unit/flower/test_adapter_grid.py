@@ -1,0 +1,185 @@
+"""What our grid relies on in flwr 1.41.0: replies that come in parts, at Flower's own server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.serde import message_from_proto, run_from_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.runtime_pb2 import PullTaskInputRequest
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from onefed.flower import (
+    adapter,
+    adapter_fleet,
+    adapter_grid,
+    adapter_message,
+    adapter_runtime,
+    bundle,
+)
+
+
+class Node:
+    """A node that sends its replies in pieces of our choice."""
+
+    def __init__(self, address: str) -> None:
+        key = ec.generate_private_key(ec.SECP384R1())
+        self._fleet = adapter_fleet.Fleet(address, None, key)
+        control = adapter.Control(address, None)
+        control.register_node(adapter_fleet.public_key_to_bytes(key.public_key()), "node")
+        control.close()
+        self.id = self._fleet.activate()
+        self._session = ""
+        self.wanted: list[str] = []
+        self._answer: adapter_fleet.Answer | None = None
+        self._run_id = 0
+
+    def announce(self, text: str) -> None:
+        """Take the message that waits, and announce a reply to it."""
+        instruction = self._fleet.pull(self.id)
+        assert instruction is not None
+        message = message_from_proto(ProtoMessage.FromString(instruction.message))
+        reply = Message(RecordDict({"c": ConfigRecord({"text": text})}), reply_to=message)
+        self._answer = adapter_fleet._pack(reply, None)
+        self._run_id = instruction.run_id
+        wanted, self._session = self._fleet.push(self.id, self._answer, 0.1)
+        self.wanted = [name for name in self._answer.objects if name in wanted]
+
+    def send(self, names: list[str]) -> None:
+        assert self._answer is not None
+        for name in names:
+            content = self._answer.objects[name]
+            self._fleet.push_object(self.id, self._run_id, self._session, name, content)
+
+    def close(self) -> None:
+        self._fleet.close()
+
+
+class Hub:
+    """A run, its grid, and nodes."""
+
+    def __init__(self, server: Any, fab: bytes, secret: Path, clock: Any) -> None:
+        self.server = server
+        self.clock = clock
+        control = adapter.Control(server.address, None)
+        self.run_id = control.start_run(fab, {})
+        control.close()
+        runtime = adapter_runtime.Runtime(server.address, None, secret)
+        task = runtime.acquire()
+        runtime.close()
+        assert task is not None
+        self._flowers = HttpGrid(server.address, insecure=True, token=task.token)
+        given = self._flowers._runtime_client.PullTaskInput(PullTaskInputRequest())
+        self._flowers.set_run(run_from_proto(given.run))
+        adapter_message.pose_as_task()
+        self.grid = adapter_grid.CollectingGrid(self._flowers, clock)
+        self.nodes: list[Node] = []
+
+    def add(self) -> Node:
+        self.nodes.append(Node(self.server.address))
+        return self.nodes[-1]
+
+    def ask(self, node: Node) -> str:
+        content = RecordDict({"c": ConfigRecord({"n": len(self.nodes)})})
+        message = Message(content, node.id, "train")
+        message.metadata.__dict__["_run_id"] = self.run_id
+        [message_id] = self.grid.push_messages([message])
+        return message_id
+
+    def look(self, *message_ids: str) -> list[str]:
+        """Texts of the replies that are handed on now; an error by its code."""
+        self.clock.sleep(adapter_grid.LOOK_AGAIN_MAX_S)
+        return [
+            f"error {reply.error.code}" if reply.has_error() else str(reply.content["c"]["text"])
+            for reply in self.grid.pull_messages(message_ids)
+        ]
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+        self._flowers.close()
+
+
+@pytest.fixture
+def hub(
+    superlink_server: Any, app_folder: Callable[..., Path], tmp_path: Path, clock: Any
+) -> Iterator[Hub]:
+    secret = tmp_path / "superexec.secret"
+    secret.write_text("5ec7e7" * 10)
+    fab = bundle.build(bundle.load(app_folder())).fab
+    found = Hub(superlink_server, fab, secret, clock)
+    yield found
+    found.close()
+
+
+def test_a_reply_is_handed_on_when_its_last_part_has_come(hub: Hub) -> None:
+    node = hub.add()
+    message_id = hub.ask(node)
+    assert hub.look(message_id) == []
+    node.announce("hello")
+    assert len(node.wanted) > 2
+    for name in node.wanted:
+        assert hub.look(message_id) == []
+        node.send([name])
+    assert hub.look(message_id) == ["hello"]
+
+
+def test_one_that_stops_in_the_middle_holds_up_nobody(hub: Hub) -> None:
+    """Flower's own grid would wait for its parts before it hands on any other reply."""
+    slow, other = hub.add(), hub.add()
+    ids = [hub.ask(slow), hub.ask(other)]
+    slow.announce("slow")
+    slow.send(slow.wanted[:1])
+    other.announce("other")
+    other.send(other.wanted)
+    assert hub.look(*ids) == ["other"]
+    assert hub.look(ids[0]) == []
+    slow.send(slow.wanted[1:])
+    assert hub.look(ids[0]) == ["slow"]
+
+
+def test_one_that_flower_has_given_up_is_an_error(hub: Hub) -> None:
+    node = hub.add()
+    message_id = hub.ask(node)
+    node.announce("hello")
+    assert hub.look(message_id) == []
+    hub.server.state.object_store.delete_objects_in_run(hub.run_id)
+    [error] = hub.look(message_id)
+    assert error.startswith("error ")
+
+
+def test_what_nobody_asks_for_any_more_is_forgotten(hub: Hub) -> None:
+    node = hub.add()
+    message_id = hub.ask(node)
+    node.announce("hello")
+    assert hub.look(message_id) == []
+    hub.clock.sleep(adapter_grid.FORGET_S)
+    hub.look("0" * 64)
+    assert hub.grid._partials == {}
+
+
+def test_parts_beyond_the_limit_are_asked_for_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_grid, "HELD_BYTES_MAX", 0)
+    nodes = [hub.add(), hub.add()]
+    ids = [hub.ask(node) for node in nodes]
+    for node in nodes:
+        node.announce("hello")
+        node.send(node.wanted[:-1])
+    assert hub.look(*ids) == []
+    held = [each.held_bytes for each in hub.grid._partials.values()]
+    assert held[0] > 0, "one may be as large as it likes"
+    assert held[1] == 0
+    for node in nodes:
+        node.send(node.wanted[-1:])
+    assert hub.look(*ids) == ["hello", "hello"]
+
+
+def test_a_grid_of_another_kind_is_left_alone(grid: Any) -> None:
+    assert adapter_grid.without_waits(grid) is grid
