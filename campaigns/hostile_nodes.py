@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,12 +35,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from campaigns import refused
-from onefed.flower import adapter, adapter_fleet, adapter_runtime, bundle
+from onefed.flower import adapter, adapter_fleet, adapter_grid, adapter_runtime, bundle
 
 WINDOW_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 """Flower takes a signature for five minutes, and five seconds for clocks that differ."""
 
-GROWTH_MAX_BYTES = 32 * 2**20
+GROWTH_MAX_BYTES = 64 * 2**20
 """What the SuperLink may keep of all the bytes together."""
 
 PULL = "/v1/fleet/pull-messages"
@@ -146,12 +147,13 @@ class Run:
         task = runtime.acquire()
         runtime.close()
         assert task is not None, "the run waits for its ServerApp"
-        self._grid = HttpGrid(
+        flowers = HttpGrid(
             runtime_api_address=coordinator.behind,
             root_certificates=coordinator.ca_certificate.read_bytes(),
             token=task.token,
         )
-        given = self._grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+        self._grid = adapter_grid.CollectingGrid(flowers, time.monotonic)
+        given = flowers._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = given.context.node_id
         self._grid.set_run(adapter_fleet.run_from_proto(given.run))

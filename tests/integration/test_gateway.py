@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
 import socket
@@ -322,6 +323,16 @@ def test_a_body_in_chunks_ends_at_the_limit(rig: Rig) -> None:
     assert rig.behind.seen == []
 
 
+def test_only_a_part_of_a_message_may_be_large(rig: Rig) -> None:
+    """The SuperLink parses before it asks for a key, and a small body can be many objects."""
+    body = bytes(gateway.FLEET_BODY_BYTES_MAX + 1)
+    assert rig.status(request("/v1/fleet/push-messages", body=body)) == 413
+    assert rig.status(request("/v1/fleet/push-messages", body=body[:-1])) == 200
+    for odd in ("//v1/fleet/push-object", "/v1/fleet/push-object?", "/v1/fleet/push-object/"):
+        assert rig.status(request(odd)) in (404, 429)
+    assert len(rig.behind.seen) == 1
+
+
 def test_control_takes_a_bundle_and_no_more(rig: Rig) -> None:
     path = "/v1/control/start-run"
     assert rig.status(request(path, body=bytes(15 * 2**20)), rig.control) == 200
@@ -373,6 +384,39 @@ def test_what_has_another_certificate_is_not_taken_for_the_superlink(
         assert stranger.behind.seen == []
     finally:
         stranger.stop()
+
+
+# --- connections that never ask ------------------------------------------------------------------
+
+HELD = 40
+"""Of each kind; ``campaigns.gateway_load`` holds a thousand and measures."""
+
+
+def test_what_never_asks_is_closed_and_keeps_nobody_out(rig: Rig) -> None:
+    hello = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(
+            ssl.MemoryBIO(), hello, server_hostname="127.0.0.1"
+        ).do_handshake()
+    first = hello.read()
+    with contextlib.ExitStack() as closing:
+        held: list[socket.socket] = []
+        for sent in (b"", first, first[:9]):
+            for _ in range(HELD):
+                link = socket.create_connection(("127.0.0.1", rig.fleet), ANSWER_LIMIT_S)
+                held.append(closing.enter_context(link))
+                link.sendall(sent)
+        for sent in (b"POST", request(FLEET).replace(b"Length: 0", b"Length: 9")):
+            for _ in range(HELD):
+                held.append(closing.enter_context(rig.connect()))
+                held[-1].sendall(sent)
+        for _ in range(HELD):
+            assert rig.status(request(FLEET, body=b"abc")) == 200
+        for link in held:
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                while link.recv(65536):
+                    pass  # the end comes before the limit of the socket, or this raises
+    assert set(rig.behind.seen) == {"POST /v1/fleet/pull-messages 3"}
 
 
 # --- the log -------------------------------------------------------------------------------------

@@ -23,8 +23,12 @@ from onefed.errors import ExitCode, OnefedError
 ENROLMENT_PATH = "/v1/onefed/enrol"
 """Where a site without OneGate shows its enrolment token; served by the supervisor."""
 
-FLEET_BODY_BYTES_MAX = 8 * 2**20
-"""The largest honest request is a chunk of 5 MiB with its envelope."""
+PART_BODY_BYTES_MAX = 8 * 2**20
+"""A part of a message is a chunk of 5 MiB at most, with its envelope."""
+
+FLEET_BODY_BYTES_MAX = 2**20
+"""All other requests of a node. The longest names the parts of a reply, 70 bytes each: 15,000 of
+them. The SuperLink parses before it asks for a key, and a small body can be many objects."""
 
 CONTROL_BODY_BYTES_MAX = 16 * 2**20
 """An app bundle has 10 MB at most."""
@@ -197,6 +201,13 @@ http {{
             limit_req zone=requests burst={10 * rate} delay={2 * rate};
             proxy_pass {scheme}://superlink;
         }}
+        location = {PART_PATH} {{
+            if ($request_uri != {PART_PATH}) {{ return 404; }}
+            if ($request_method != POST) {{ return 405; }}
+            client_max_body_size {PART_BODY_BYTES_MAX};
+            limit_req zone=requests burst={10 * rate} delay={2 * rate};
+            proxy_pass {scheme}://superlink;
+        }}
         location = /health {{
             if ($request_uri != /health) {{ return 404; }}
             if ($request_method !~ "^(GET|HEAD)$") {{ return 405; }}
@@ -229,6 +240,7 @@ http {{
 """
 
 
+PART_PATH = "/v1/fleet/push-object"
 FLEET_ROUTE = r"^/v1/fleet/[a-z-]{1,64}$"
 CONTROL_ROUTE = r"^/v1/control/[a-z-]{1,64}$"
 
