@@ -139,9 +139,16 @@ class Coordinator:
         path = self.paths.logs / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def trust(self) -> ssl.SSLContext:
+        """What a node of this coordinator trusts."""
+        return ssl.create_default_context(cafile=self.ca_certificate)
+
+    def pids(self) -> list[int]:
+        """Of the SuperLink and of the gateway."""
+        return [process.pid for process in self._running]
+
     def client(self, trust: ssl.SSLContext | None = None) -> httpx.Client:
-        trusted = trust or ssl.create_default_context(cafile=self.ca_certificate)
-        return httpx.Client(verify=trusted, timeout=ANSWER_LIMIT_S, trust_env=False)
+        return httpx.Client(verify=trust or self.trust(), timeout=ANSWER_LIMIT_S, trust_env=False)
 
     def memory_bytes(self, index: int = 0) -> int:
         """Resident memory of the SuperLink, at this moment."""

@@ -226,9 +226,9 @@ def test_before_the_first_submission_there_is_a_sentence(
 
 def test_a_word_that_is_neither_a_command_nor_a_federation_is_told(onefed: Run, make: Run) -> None:
     make("demo")
-    shown = onefed("runs", "folow")
+    shown = onefed("runs", "nosuch")
     assert shown.code == ExitCode.NOT_FOUND
-    assert "'folow'" in shown.err
+    assert "'nosuch'" in shown.err
 
 
 def test_a_run_is_stopped(onefed: Run, supervisor: Supervisor) -> None:
