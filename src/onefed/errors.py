@@ -32,6 +32,8 @@ class ExitCode(enum.IntEnum):
     """A virtual machine of the federation did not become ready."""
     DATA = 9
     """Training data on a node cannot be used."""
+    DIFFERENT = 10
+    """A model is not the one that it should be, bit by bit (``onefed up --chaos``)."""
     INTERRUPTED = 130
     """Stopped by the user (Ctrl-C or ``onefed down``); ``onefed resume`` continues."""
 

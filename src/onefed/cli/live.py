@@ -21,6 +21,7 @@ ROUNDS_SHOWN = 6
 NODES_SHOWN = 12
 REASONS_SHOWN = 3
 NOTICES_SHOWN = 3
+KILLS_SHOWN = 10
 CHART_WIDTH_MAX = 40
 BAR_WIDTH_MAX = 40
 
@@ -56,6 +57,7 @@ def draw(view: FederationView, now: datetime) -> RenderableType:
             title=Text(view.status, style=STATE_STYLES.get(view.status, "")),
             title_align="left",
         ),
+        *([_kills(view)] if view.kills else []),
         _footer(view, now),
     )
 
@@ -158,6 +160,23 @@ def _training(view: FederationView, width: int) -> RenderableType:
     if view.details:
         parts.append(_text(view.details, style="yellow"))
     return Group(*parts)
+
+
+def _kills(view: FederationView) -> RenderableType:
+    """What was killed on purpose, and when training had gone on."""
+    table = Table.grid(padding=(0, 2))
+    for kill in view.kills[-KILLS_SHOWN:]:
+        back = kill.seconds is not None
+        fate = f"round {kill.recovered_round} done {kill.seconds:.1f} s later" if back else "..."
+        table.add_row(
+            Text(f"kill {kill.number}", style="dim"),
+            _text(kill.victim, style="bold red"),
+            Text(f"in round {kill.round}"),
+            Text("✓" if back else "✗", style="bold green" if back else "bold red"),
+            Text(fate, style="" if back else "yellow"),
+        )
+    title = Text(f"chaos · {view.kills[-1].number} of {view.kills[-1].total} kills", "bold red")
+    return Panel(table, title=title, title_align="left")
 
 
 def _charts(done: Sequence[RoundView], width: int) -> list[RenderableType]:

@@ -17,6 +17,7 @@ from rich.text import Text
 from onefed import context as variables
 from onefed.cli import (
     appliance,
+    chaos,
     checkpoint,
     completion,
     doctor,
@@ -32,6 +33,7 @@ from onefed.cli import context as context_commands
 from onefed.cli.screen import LogFormat, error_console
 from onefed.context.completion import complete as complete_set
 from onefed.errors import ExitCode, OnefedError, StorageError
+from onefed.local.chaos import KILLS_MAX
 from onefed.local.request import Request
 from onefed.local.variables import LAPTOP_ROUNDS
 from onefed.telemetry import sentences
@@ -142,6 +144,20 @@ def up(
     detach: Detach = False,
     replace: Replace = False,
     log_format: Format = LogFormat.TEXT,
+    chaos_: Annotated[
+        bool,
+        typer.Option(
+            "--chaos",
+            help="Kill processes of it while it trains, and compare every round with the same "
+            "federation undisturbed.",
+        ),
+    ] = False,
+    chaos_seed: Annotated[
+        int, typer.Option("--chaos-seed", help="With --chaos: draws who is killed, and when.")
+    ] = 0,
+    kills: Annotated[
+        int, typer.Option("--kills", min=1, max=KILLS_MAX, help="With --chaos: how many.")
+    ] = 5,
 ) -> None:
     """Start a federation on this machine, train a built-in app, and show it live."""
     request = Request(
@@ -158,6 +174,11 @@ def up(
         folder=dir_,
         replace=replace,
     )
+    if chaos_:
+        if detach:
+            raise typer.BadParameter("--chaos is there to be looked at: leave --detach out.")
+        options = chaos.Options(chaos_seed, kills)
+        raise typer.Exit(chaos.run(request, options, summary=summary, log_format=log_format))
     raise typer.Exit(start.run(request, summary=summary, detach=detach, log_format=log_format))
 
 

@@ -194,6 +194,7 @@ def _outcome(summary: Mapping[str, object]) -> list[tuple[str, str]]:
         ("seconds", summary["seconds"]),
         ("state", summary["directory"]),
         ("why", summary["error"]),
+        *_chaos(summary.get("chaos")),
     ]
     if summary["status"] != "finished":
         found.append(("next", f"onefed resume {summary['name']}"))
@@ -202,6 +203,28 @@ def _outcome(summary: Mapping[str, object]) -> list[tuple[str, str]]:
         for name, value in found
         if value is not None
     ]
+
+
+def _chaos(found: object) -> list[tuple[str, object]]:
+    """What was killed, and whether it shows in the model."""
+    if not isinstance(found, dict):
+        return []
+    kills = found["kills"]
+    lines = [
+        f"{kill['victim']} in round {kill['round']}: "
+        + ("no round after it" if kill["recovered_s"] is None else _later(kill["recovered_s"]))
+        for kill in kills
+    ]
+    verdicts = {True: "the same bits in every round", False: "DIFFERENT", None: "not compared"}
+    return [
+        ("kills", "\n".join(lines) or None),
+        ("undisturbed", found["undisturbed_sha256"]),
+        ("compared", f"{verdicts[found['equal']]} ({len(kills)} kills, seed {found['seed']})"),
+    ]
+
+
+def _later(seconds: float) -> str:
+    return f"the next round was done {seconds:.1f} s later"
 
 
 def _number(value: object) -> str | None:

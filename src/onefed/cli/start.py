@@ -53,7 +53,7 @@ class ReaderGoneError(OnefedError):
 
 def run(request: Request, *, summary: Path | None, detach: bool, log_format: LogFormat) -> int:
     """Start a new federation; returns the exit code."""
-    _check_summary_file(summary)
+    check_summary_file(summary)
     prepared = prepare(request, os.environ)
     directory = deploy.create(prepared, request, os.environ)
     screen = screen_for(log_format)
@@ -66,7 +66,7 @@ def resume(
     name: str, *, rounds: int | None, summary: Path | None, detach: bool, log_format: LogFormat
 ) -> int:
     """Continue a federation that does not run; returns the exit code."""
-    _check_summary_file(summary)
+    check_summary_file(summary)
     directory = state.find(state.home(os.environ), name)
     spec = directory.read_spec()
     if ownership.owner(directory) is not None:
@@ -137,7 +137,33 @@ def _ends(directory: StateDir, number: signal.Signals, limit_s: float) -> bool:
     return True
 
 
+def attend(directory: StateDir, screen: Screen) -> dict[str, object]:
+    """Start a federation and show it to its end; returns its summary."""
+    _stay(directory, screen, summary=None, detach=False)
+    return summaries.read(directory.summary)
+
+
 def _run(directory: StateDir, screen: Screen, *, summary: Path | None, detach: bool) -> int:
+    view = _stay(directory, screen, summary=summary, detach=detach)
+    if view is None:
+        return finish(directory, screen, summary)
+    if directory.read_spec().waits:
+        screen.say(
+            f"{view.name} waits for an app: onefed submit APP {view.name}; "
+            f"stop it: onefed down {view.name}"
+        )
+    else:
+        screen.say(
+            f"{view.name} is training. Look at it: onefed status {view.name}; "
+            f"stop it: onefed down {view.name}"
+        )
+    return ExitCode.OK
+
+
+def _stay(
+    directory: StateDir, screen: Screen, *, summary: Path | None, detach: bool
+) -> FederationView | None:
+    """Start it and show it; None when it has ended, else what it is when it can be left alone."""
     started = time.monotonic()
     directory.summary.unlink(missing_ok=True)
     follower = state.news(directory)
@@ -167,21 +193,11 @@ def _run(directory: StateDir, screen: Screen, *, summary: Path | None, detach: b
                 hint=f"Continue it: onefed resume {name}",
             ) from None
         raise
-    if not ended and spec.waits:
-        screen.say(
-            f"{view.name} waits for an app: onefed submit APP {view.name}; "
-            f"stop it: onefed down {view.name}"
-        )
-        return ExitCode.OK
     if not ended:
-        screen.say(
-            f"{view.name} is training. Look at it: onefed status {view.name}; "
-            f"stop it: onefed down {view.name}"
-        )
-        return ExitCode.OK
+        return view
     if not directory.summary.exists():
         _bury(directory, cloud.returncode, view, seconds=time.monotonic() - started)
-    return _outcome(directory, screen, summary)
+    return None
 
 
 def _waits(spec: Spec, view: FederationView) -> bool:
@@ -217,7 +233,8 @@ def _bury(directory: StateDir, exit_code: int, view: FederationView, *, seconds:
     summaries.write(summaries.with_exit_code(outcome, code), directory.summary)
 
 
-def _outcome(directory: StateDir, screen: Screen, summary: Path | None) -> int:
+def finish(directory: StateDir, screen: Screen, summary: Path | None) -> int:
+    """Say how it ended, copy the summary to where it is wanted; returns the exit code."""
     document = summaries.read(directory.summary)
     screen.finish(document)
     if summary is not None:
@@ -233,7 +250,7 @@ def _outcome(directory: StateDir, screen: Screen, summary: Path | None) -> int:
     return code
 
 
-def _check_summary_file(path: Path | None) -> None:
+def check_summary_file(path: Path | None) -> None:
     """A training is too long to find out at its end that there is nowhere to write."""
     if path is None:
         return

@@ -270,6 +270,33 @@ class ServiceRestart(_Base):
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessKilled(_Base):
+    """A process was killed on purpose, to show what becomes of it (``onefed up --chaos``)."""
+
+    EVENT: ClassVar[str] = "process_killed"
+    victim: str
+    """``serverapp``, ``superlink``, ``superexec``, ``supervisor`` or ``supernode/N``."""
+    round: int
+    """The round in flight; 0 before the first."""
+    number: int
+    """Which kill it is: 1 for the first."""
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecovered(_Base):
+    """Training has gone on after a kill: the next round was announced."""
+
+    EVENT: ClassVar[str] = "process_recovered"
+    victim: str
+    round: int
+    """The round that was announced."""
+    number: int
+    seconds: Seconds
+    """From the kill to that round's end."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRegistered(_Base):
     """The coordinator knows a node's key: from here on the node may connect."""
 
@@ -419,6 +446,8 @@ Event: TypeAlias = (
     | BootStep
     | VmState
     | ServiceRestart
+    | ProcessKilled
+    | ProcessRecovered
     | NodeRegistered
     | RunSubmitted
     | RunResumed

@@ -110,6 +110,16 @@ def _sentence(event: ev.Event | ev.Unknown, of: str) -> str:
                 f"{event.vm}: {event.service} ended ({_exit(event.exit_code)}), "
                 f"start {event.attempt} in {_seconds(event.delay_seconds)}"
             )
+        case ev.ProcessKilled():
+            return (
+                f"kill {event.number} of {event.total}: {event.victim} killed in round "
+                f"{event.round}{of}"
+            )
+        case ev.ProcessRecovered():
+            return (
+                f"kill {event.number}: round {event.round}{of} is done "
+                f"{_seconds(event.seconds)} after {event.victim} was killed"
+            )
         case ev.NodeRegistered():
             partition = "" if event.partition is None else f", partition {event.partition}"
             return f"{event.vm} is registered as node {event.node_id}{partition}"

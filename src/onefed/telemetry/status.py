@@ -31,6 +31,7 @@ ROUNDS_KEPT_MAX = 10_000
 """Rounds in the history; the oldest are dropped. About 2 MB."""
 
 NOTICES_KEPT_MAX = 10
+KILLS_KEPT_MAX = 100
 
 ETA_ROUNDS = 20
 """The estimate follows the last rounds: the first ones are slower than the rest."""
@@ -88,6 +89,20 @@ class NodeView:
     """Why it is in this state, where that needs one."""
 
 
+@dataclass(frozen=True, slots=True)
+class KillView:
+    """A process that was killed on purpose."""
+
+    victim: str
+    round: int
+    """In flight when it was killed."""
+    number: int
+    total: int
+    recovered_round: int | None = None
+    seconds: float | None = None
+    """From the kill to the end of that round; None until then."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FederationView:
     """Everything; begins as ``FederationView()``."""
@@ -113,6 +128,8 @@ class FederationView:
     """Rounds that clients lost."""
     restarts: int = 0
     """Processes that were started again, on all machines."""
+    kills: tuple[KillView, ...] = ()
+    """Of ``onefed up --chaos``, the last few, oldest first."""
     checkpoint: str | None = None
     model_sha256: str | None = None
     notices: tuple[str, ...] = ()
@@ -230,6 +247,17 @@ def apply(view: FederationView, record: Record) -> FederationView:
         case ev.Notice() as event:
             text = sentences.sentence(event)
             return replace(view, notices=(*view.notices, text)[-NOTICES_KEPT_MAX:])
+        case ev.ProcessKilled() as event:
+            kill = KillView(event.victim, event.round, event.number, event.total)
+            return replace(view, kills=(*view.kills, kill)[-KILLS_KEPT_MAX:])
+        case ev.ProcessRecovered() as event:
+            kills = [
+                replace(kill, recovered_round=event.round, seconds=event.seconds)
+                if kill.number == event.number
+                else kill
+                for kill in view.kills
+            ]
+            return replace(view, kills=tuple(kills))
         case ev.CheckpointSaved() as event:
             return replace(view, checkpoint=event.path)
         case ev.RecoverySaved() as event:

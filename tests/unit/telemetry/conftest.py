@@ -48,6 +48,8 @@ def examples() -> tuple[ev.Event, ...]:
         ev.BootStep("node-1", "supernode", "7b", "TLS trust", "done", None, 0.01),
         ev.VmState("node-1", "supernode", "failed", "health check"),
         ev.ServiceRestart("node-1", "supernode", -9, 2, 1.0),
+        ev.ProcessKilled("serverapp", 3, 2, 5),
+        ev.ProcessRecovered("serverapp", 3, 2, 4.25),
         ev.NodeRegistered("node-1", "7", 0),
         ev.RunSubmitted("demo-1", "42", 1),
         ev.RunResumed("demo-1", 3),
