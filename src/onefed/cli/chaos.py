@@ -76,14 +76,12 @@ def run(request: Request, options: Options, *, summary: Path | None, log_format:
             outcome |= {"exit_code": calm.exit_code, "error": "The undisturbed run did not end."}
         elif not document["equal"]:
             outcome |= {
-                "status": "failed",
                 "exit_code": int(ExitCode.DIFFERENT),
                 "error": f"Of {spec.rounds} rounds, {document['rounds_equal']} gave the bits of "
                 "the undisturbed run.",
             }
         elif len(kills) < options.kills:
             outcome |= {
-                "status": "failed",
                 "exit_code": int(ExitCode.FAILED),
                 "error": f"The run ended after {len(kills)} of {options.kills} kills: "
                 "give it more --rounds.",

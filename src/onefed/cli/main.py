@@ -120,6 +120,13 @@ Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return once traini
 Replace = Annotated[
     bool, typer.Option("--replace", help="Discard a federation that has the name or folder.")
 ]
+ResumeFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume-from",
+        help="Go on from a copied recovery store, folder of checkpoints, or federation.",
+    ),
+]
 Format = Annotated[
     LogFormat, typer.Option("--log-format", help="What is printed: for people, or JSON lines.")
 ]
@@ -143,6 +150,7 @@ def up(
     summary: SummaryFile = None,
     detach: Detach = False,
     replace: Replace = False,
+    resume_from: ResumeFrom = None,
     log_format: Format = LogFormat.TEXT,
     chaos_: Annotated[
         bool,
@@ -177,9 +185,14 @@ def up(
     if chaos_:
         if detach:
             raise typer.BadParameter("--chaos is there to be looked at: leave --detach out.")
+        if resume_from is not None:
+            raise typer.BadParameter("--chaos begins anew: leave --resume-from out.")
         options = chaos.Options(chaos_seed, kills)
         raise typer.Exit(chaos.run(request, options, summary=summary, log_format=log_format))
-    raise typer.Exit(start.run(request, summary=summary, detach=detach, log_format=log_format))
+    code = start.run(
+        request, resume_from=resume_from, summary=summary, detach=detach, log_format=log_format
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -197,6 +210,7 @@ def run(
     summary: SummaryFile = None,
     detach: Detach = False,
     replace: Replace = False,
+    resume_from: ResumeFrom = None,
     log_format: Format = LogFormat.TEXT,
 ) -> None:
     """Start a federation on this machine and train a Flower app of your own."""
@@ -214,7 +228,10 @@ def run(
         folder=dir_,
         replace=replace,
     )
-    raise typer.Exit(start.run(request, summary=summary, detach=detach, log_format=log_format))
+    code = start.run(
+        request, resume_from=resume_from, summary=summary, detach=detach, log_format=log_format
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from pathlib import Path
 from onefed.appliance import machine
 from onefed.cli.screen import LogFormat, Screen, say, screen_for
 from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
-from onefed.local import deploy, ownership, state
+from onefed.local import deploy, origin, ownership, state
 from onefed.local import summary as summaries
 from onefed.local.request import Request, prepare
 from onefed.local.spec import Spec
@@ -51,13 +51,29 @@ class ReaderGoneError(OnefedError):
     exit_code = ExitCode.INTERRUPTED
 
 
-def run(request: Request, *, summary: Path | None, detach: bool, log_format: LogFormat) -> int:
-    """Start a new federation; returns the exit code."""
+def run(
+    request: Request,
+    *,
+    resume_from: Path | None = None,
+    summary: Path | None,
+    detach: bool,
+    log_format: LogFormat,
+) -> int:
+    """Start a new federation, or one that goes on elsewhere; returns the exit code."""
     check_summary_file(summary)
+    found = None if resume_from is None else origin.load(resume_from.absolute())
+    if found is not None:
+        request = origin.complete(request, found.snapshot, os.environ)
     prepared = prepare(request, os.environ)
+    notices = list(prepared.notices)
+    if found is not None:
+        notices += [f"Passed over {each.path}: {each.reason}." for each in found.damaged]
+        notices += origin.check(prepared, found.snapshot)
     directory = deploy.create(prepared, request, os.environ)
+    if found is not None:
+        origin.plant(directory, found.snapshot)
     screen = screen_for(log_format)
-    for notice in prepared.notices:
+    for notice in notices:
         screen.say(notice)
     return _run(directory, screen, summary=summary, detach=detach)
 

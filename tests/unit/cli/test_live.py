@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from onefed.cli import live
-from onefed.telemetry.status import FederationView, NodeState, NodeView, RoundView, Status
+from onefed.telemetry.status import FederationView, KillView, NodeState, NodeView, RoundView, Status
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -205,3 +205,16 @@ def test_machines_stand_in_the_order_of_their_numbers() -> None:
     text = drawn(FederationView(name="demo", nodes=nodes), 100)
     places = [text.index(name) for name in ("superlink", "supernode/0", "supernode/2")]
     assert [*places, text.index("supernode/10")] == sorted([*places, text.index("supernode/10")])
+
+
+def test_kills_are_a_panel_of_their_own() -> None:
+    kills = (KillView("serverapp", 1, 1, 5, 1, 4.25), KillView("superlink", 3, 2, 5))
+    out = io.StringIO()
+    Console(file=out, width=80).print(live.draw(FederationView(kills=kills), NOW))
+    shown = out.getvalue()
+    assert "chaos · 2 of 5 kills" in shown
+    first, second = (line for line in shown.splitlines() if "in round" in line)
+    assert "serverapp" in first
+    assert "round 1 done 4.2 s later" in first
+    assert "superlink" in second
+    assert "✗" in second

@@ -129,6 +129,27 @@ def test_people_are_told_the_outcome_and_the_next_step(capsys: pytest.CaptureFix
     assert "None" not in printed
 
 
+def test_people_are_told_of_kills_and_of_the_comparison(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kills = [
+        {"victim": "serverapp", "round": 1, "recovered_s": 4.25},
+        {"victim": "superlink", "round": 3, "recovered_s": None},
+    ]
+    found = {"seed": 7, "kills": kills, "undisturbed_sha256": "cd" * 32, "rounds_equal": 4}
+    PlainLines().finish({**SUMMARY, "chaos": {**found, "equal": False}})
+    printed = capsys.readouterr().out
+    for fact in (
+        "serverapp in round 1: the next round was done 4.2 s later",
+        "superlink in round 3: no round after it",
+        "DIFFERENT (2 kills, seed 7)",
+        "cd" * 32,
+    ):
+        assert fact in printed
+    PlainLines().finish({**SUMMARY, "chaos": {**found, "equal": True}})
+    assert "the same bits in every round (2 kills, seed 7)" in capsys.readouterr().out
+
+
 def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     PlainLines().finish({**SUMMARY, "error": "\x1b[2J\rgone\n[red]second"})
     printed = capsys.readouterr().out

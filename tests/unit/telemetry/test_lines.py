@@ -161,6 +161,8 @@ def test_text_is_plain_and_says_what_matters(examples: tuple[ev.Event, ...]) -> 
         "node-1: step 7b TLS trust done, 0.0 s",
         "node-1 (supernode) is failed: health check",
         "node-1: supernode ended (signal 9), start 2 in 1.0 s",
+        "kill 2 of 5: serverapp killed in round 3 of 5",
+        "kill 2: round 3 of 5 is done 4.2 s after serverapp was killed",
         "node-1 is registered as node 7, partition 0",
         "run demo-1 submitted, attempt 1",
         "run demo-1 goes on with round 3 of 5",

@@ -166,6 +166,19 @@ def test_trouble(booted: Story) -> None:
     assert booted.states() == {"hub": "ready", "node-1": "idle", "node-2": "idle"}
 
 
+def test_kills_are_listed_with_when_training_had_gone_on(booted: Story) -> None:
+    view = booted.tell(ev.ProcessKilled("serverapp", 1, 1, 2))
+    assert [(kill.victim, kill.seconds) for kill in view.kills] == [("serverapp", None)]
+    view = booted.tell(
+        ev.ProcessRecovered("serverapp", 1, 1, 4.25), ev.ProcessKilled("superlink", 2, 2, 2)
+    )
+    assert [(kill.recovered_round, kill.seconds) for kill in view.kills] == [
+        (1, 4.25),
+        (None, None),
+    ]
+    assert view.failures == 0, "a kill on purpose is no failure"
+
+
 def test_a_coordinator_that_comes_back_keeps_the_history(booted: Story) -> None:
     booted.round(1, 2.0)
     booted.tell(ev.RoundStart(2, 2, "FedAvg"))
