@@ -48,9 +48,9 @@ def main(
     )
     options = parser.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    commit, violations = _commit(), 0
+    sources, violations = commit(), 0
     for first, last in _shards(options.first, options.count, shard):
-        if _is_done(options.results, campaign, commit, first, last):
+        if _is_done(options.results, campaign, sources, first, last):
             continue
         started, states, found = time.monotonic(), 0, []
         for seed in range(first, last):
@@ -67,7 +67,7 @@ def main(
             "first_violations": found[:3],
             "seconds": round(time.monotonic() - started, 1),
             "date": datetime.now(UTC).date().isoformat(),
-            "commit": commit,
+            "commit": sources,
         }
         with options.results.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
@@ -94,7 +94,7 @@ def _is_done(results: Path, campaign: str, commit: str, first: int, last: int) -
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the sources, with ``+`` where they were changed since."""
 
     def git(*arguments: str) -> str:

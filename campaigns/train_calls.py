@@ -38,14 +38,14 @@ def read(directory: StateDir) -> list[Call]:
     return sorted(found, key=lambda call: call.at)
 
 
-def retrained(directory: StateDir) -> list[str]:
+def retrained(directory: StateDir) -> list[Call]:
     """Calls for a round that had been announced before; there must be none."""
     announced: dict[int, datetime] = {}
     for record in log.read(directory.events):
         if isinstance(record.event, events.RoundEnd):
             announced.setdefault(record.event.round, record.timestamp)
     return [
-        f"{call.node} trained round {call.round} after it was announced"
+        call
         for call in read(directory)
         if call.round in announced and call.at > announced[call.round]
     ]

@@ -1,0 +1,78 @@
+"""The results of ``campaigns.kills`` as a page of Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Line = Mapping[str, Any]
+
+HEAD = """# Kills
+
+Written by `python -m campaigns.kills --table`, from runs of real federations on one machine.
+A cell is one fault in one round of a federation of three nodes: the built-in app, quorum of all.
+The program is held at the named point (`onefed.failpoints`), so the fault falls exactly there.
+*Equal*: the models of that round and of the next have the SHA-256 of the undisturbed run.
+*Lost*: how often that round had been trained for nothing, by the nodes' log of train calls.
+*Gap*: seconds from the fault, or from when its victim may come back, to the next announced round.
+A cell is good when it was hit, the run ended by itself with equal digests, and no node trained a
+round after it had been announced.
+"""
+
+
+def page(lines: Sequence[Line], is_good: Callable[[Any], bool]) -> str:
+    """The page, with the newest result of each cell and seed."""
+    cells = {line["cell"]: line for line in lines if "cell" in line}
+    seeds = {line["soak"]: line for line in lines if "soak" in line}
+    parts = [HEAD]
+    if cells:
+        good = sum(is_good(line) for line in cells.values())
+        gaps = sorted(line["gap_s"] for line in cells.values() if "gap_s" in line)
+        parts.append(f"## Cells\n\n{good} of {len(cells)} are good. {_gaps(gaps)}\n")
+        rows = [_cell_row(name, line, is_good(line)) for name, line in cells.items()]
+        head = "| Strategy | When | Fault | Outcome | Hit | Equal | Lost | Gap, s | |"
+        parts.append("\n".join([head, "|---|---|---|---|---|---|---|---|---|", *rows]) + "\n")
+    if seeds:
+        good = sum(is_good(line) for line in seeds.values())
+        parts.append(
+            f"## Soak\n\nSeeded runs of five rounds with one to three faults each: "
+            f"{good} of {len(seeds)} are good.\n"
+        )
+        rows = [_seed_row(seed, line, is_good(line)) for seed, line in sorted(seeds.items())]
+        head = "| Seed | Strategy | Faults | Outcome | Equal | Lost | |"
+        parts.append("\n".join([head, "|---|---|---|---|---|---|---|", *rows]) + "\n")
+    commits = sorted({line["commit"] for line in (*cells.values(), *seeds.values())})
+    parts.append(f"Sources: {', '.join(commits)}.\n")
+    return "\n".join(parts)
+
+
+def _gaps(gaps: Sequence[float]) -> str:
+    if not gaps:
+        return ""
+    within = sum(gap <= 5.0 for gap in gaps)
+    return (
+        f"Gaps: median {statistics.median(gaps):.1f} s, largest {gaps[-1]:.1f} s, "
+        f"{within} of {len(gaps)} within 5 s."
+    )
+
+
+def _cell_row(name: str, line: Line, good: bool) -> str:
+    strategy, when, fault = name.split(", ", 2)
+    cells = (
+        *(strategy, when, fault, line["outcome"], _yes(line["hit"]), _yes(line["equal"])),
+        *(line["rounds_lost"], line.get("gap_s", ""), "good" if good else "**bad**"),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _seed_row(seed: int, line: Line, good: bool) -> str:
+    cells = (
+        *(seed, line["strategy"], "; ".join(line["faults"]), line["outcome"]),
+        *(_yes(line["equal"]), line["rounds_lost"], "good" if good else "**bad**"),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
