@@ -22,9 +22,10 @@ from typing import TypeVar
 import psutil
 
 from onefed import failpoints
-from onefed.local import state, summary, victims
+from onefed.local import summary, victims
 from onefed.local.state import StateDir
 from onefed.telemetry import events
+from onefed.telemetry.log import Follower
 
 NODES = 3
 SEED = 11
@@ -85,7 +86,7 @@ class Federation:
             "ONEFED_HOME": str(self._folder / "home"),
             failpoints.VARIABLE: str(self.points),
         }
-        self._news = state.Follower(self.directory.events)
+        self._news = Follower(self.directory.events)
         self._arguments = (
             *("up", "--name", "rough", "--nodes", str(NODES), "--seed", str(SEED)),
             *("--rounds", str(rounds), "--strategy", strategy),
@@ -102,7 +103,7 @@ class Federation:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._program.wait(60)
         self._program.kill()
-        done = [ONEFED, "down", "rough", "--now"]
+        done = [str(ONEFED), "down", "rough", "--now"]
         subprocess.run(done, env=self._environment, capture_output=True, check=False, timeout=180)
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -268,6 +269,7 @@ def _batches(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # federations are ended on the way
     options = _options()
     found = Results(options.results)
     if options.table:

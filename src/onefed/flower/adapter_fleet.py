@@ -98,6 +98,9 @@ class FleetError(OnefedError):
 class UnreachableError(FleetError):
     """Nobody answered, or somebody who has no time: worth another try."""
 
+    arrived = False
+    """Whether the request may have been acted on, and only the answer was lost."""
+
 
 class UnknownNodeError(FleetError):
     """The SuperLink does not know this node's key, or not under this node id."""
@@ -457,7 +460,9 @@ def _asking(action: str) -> Iterator[None]:
             f"Could not {action}: the SuperLink answered {status}: {words or 'no reason given'}"
         ) from error
     except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: closed meanwhile
-        raise UnreachableError(f"Could not {action}: {type(error).__name__}: {error}") from error
+        lost = UnreachableError(f"Could not {action}: {type(error).__name__}: {error}")
+        lost.arrived = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+        raise lost from error
     except ValueError as error:
         raise UnreachableError(f"Could not {action}: {error}") from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,16 +111,26 @@ class Runtime:
         ]
 
 
-def hurry(grid: Grid) -> None:
+def hurry(grid: Grid) -> Callable[[], int]:
     """Have a ServerApp's grid look for a lost SuperLink at least every second.
 
     A grid of another kind, such as that of a test, has nothing to hurry.
+
+    Returns:
+        How often a request of this grid has failed so far and was tried again.
     """
+    failed = 0
+
+    def pauses() -> Iterator[float]:
+        nonlocal failed
+        for pause_s in itertools.chain(
+            (GRID_RETRY_FIRST_S, 0.3), itertools.repeat(GRID_RETRY_MAX_S)
+        ):
+            failed += 1
+            yield pause_s
+
     invoker = getattr(grid, "_retry_invoker", None)
     with contextlib.suppress(AttributeError):
         if invoker is not None:
-            invoker.wait_gen_factory = _pauses
-
-
-def _pauses() -> Iterator[float]:
-    return itertools.chain((GRID_RETRY_FIRST_S, 0.3), itertools.repeat(GRID_RETRY_MAX_S))
+            invoker.wait_gen_factory = pauses
+    return lambda: failed

@@ -1,13 +1,15 @@
 """One phase of a round: a message to each client, and what came back in time.
 
 Flower delivers at most once and answers errors of its own in the name of node 1, so a reply is
-matched by the message that it answers (docs/flower.md). Three things follow:
+matched by the message that it answers (docs/flower.md). Four things follow:
 
 * A node that left and came back inside the phase has lost its message. Flower notes when a node
   was activated; where that is later than our message, the client gets another one. The first reply
   to any of them counts.
 * A client that Flower reports as gone may still come back. It is waited for while there is not
   enough without it, and nobody stands by who could take its place.
+* A SuperLink that dies while it answers a look has given out replies that never came. Who has not
+  answered ``DOUBT_S`` after such a look gets another message.
 * A reply whose bytes Flower cannot read raises out of its grid and takes along all others of the
   same look: the SuperLink has given them out, and does not say which. So all clients of that look
   are asked again and looked at one by one; and the one who did it is for the rest of the run.
@@ -35,6 +37,9 @@ POLL_GROWTH = 1.3
 
 NODES_POLL_S = 1.0
 """How often the nodes are looked at, for those that came back."""
+
+DOUBT_S = 5.0
+"""After a look whose answer was lost, those that are still at work have so long to show it."""
 
 STALL_REPORT_S = 10.0
 """How often a wait for clients that are not connected is reported."""
@@ -111,6 +116,7 @@ def exchange(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     suspects: set[str] | None = None,
+    interruptions: Callable[[], int] = lambda: 0,
     sent: Callable[[], None] = lambda: None,
 ) -> Iterator[Reply | Failure]:
     """Send a message to each client and give its outcome as it comes, one of each client.
@@ -124,11 +130,14 @@ def exchange(
         clock: monotonic seconds.
         suspects: keys of clients whose replies are looked at one by one from the beginning; who
             sends a reply that cannot be read is added.
+        interruptions: how often the grid has lost its SuperLink so far, and has asked again.
         sent: told once, when every client has its first message.
     """
     look_ids_max = max(1, LOOK_BYTES_MAX // max(1, reply_bytes))
     suspects = set() if suspects is None else suspects
-    phase = _Phase(grid, message_to, patience, look_ids_max, clock, sleep, suspects, sent)
+    phase = _Phase(
+        grid, message_to, patience, look_ids_max, clock, sleep, suspects, interruptions, sent
+    )
     return phase.run(asked)
 
 
@@ -144,6 +153,8 @@ class _Asked:
     """Its replies are looked at one by one."""
     gone: Failure | None = None
     """What Flower said when it was not connected any more."""
+    doubted_s: float | None = None
+    """Since when its reply may be lost."""
 
 
 @dataclass
@@ -155,6 +166,7 @@ class _Phase:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     suspects: set[str]
+    interruptions: Callable[[], int]
     sent: Callable[[], None]
     everyone: frozenset[str] = frozenset()
     """Keys of the clients of this phase."""
@@ -183,7 +195,8 @@ class _Phase:
             if self.asked and self.clock() - nodes_seen_s >= NODES_POLL_S:
                 nodes_seen_s = self.clock()
                 connected = clients.connected(self.grid)
-                yield from self._send(self._returned(connected))
+                again = [*self._returned(connected), *self._doubtful()]
+                yield from self._send(list({each.client.key: each for each in again}.values()))
                 if not self.waiting and self._replaceable(connected):
                     break
                 away = [each for each in self.asked.values() if each.gone]
@@ -206,7 +219,7 @@ class _Phase:
         for each, message_id in zip(those, ids, strict=True):
             if message_id:
                 each.messages.append(message_id)
-                each.gone = None
+                each.gone = each.doubted_s = None
                 self.waiting[message_id] = each
             else:
                 yield self._close(each, "not_sent", "the SuperLink did not take the message")
@@ -224,6 +237,7 @@ class _Phase:
             wanted = [message_id for message_id in portion if message_id in self.waiting]
             if not wanted:
                 continue
+            interruptions = self.interruptions()
             try:
                 arrived: Iterable[Message] = self.grid.pull_messages(wanted)
             except (httpx.HTTPError, OSError):
@@ -232,6 +246,9 @@ class _Phase:
                 _LOG.exception("A reply cannot be read.")
                 yield from self._unreadable(wanted, error)
                 continue
+            if self.interruptions() != interruptions:
+                for message_id in wanted:
+                    self.waiting[message_id].doubted_s = self.clock()
             for message in arrived:
                 outcome = self._outcome(message, started)
                 if outcome is not None:
@@ -290,6 +307,16 @@ class _Phase:
                 each.client = client
                 found.append(each)
         return found
+
+    def _doubtful(self) -> list[_Asked]:
+        """Clients whose reply seems to be lost; to be asked again."""
+        return [
+            each
+            for each in self.asked.values()
+            if each.doubted_s is not None
+            and self.clock() - each.doubted_s >= DOUBT_S
+            and len(each.messages) < MESSAGES_MAX
+        ]
 
     def _replaceable(self, connected: Sequence[Client]) -> bool:
         """Whether for each client that is gone another one stands by: better begin anew."""

@@ -90,6 +90,8 @@ class World:
     sleep: Callable[[float], None]
     should_stop: Callable[[], bool]
     """Whether to end after the round in flight."""
+    interruptions: Callable[[], int] = lambda: 0
+    """How often the grid has lost its SuperLink so far, and has asked again."""
     reach: failpoints.Reach = failpoints.nothing
     """Where a test holds the process."""
 
@@ -277,6 +279,7 @@ def _train(plan: Plan, world: World, model: Arrays, training: _Training, memory:
         clock=world.clock,
         sleep=world.sleep,
         suspects=memory.suspects,
+        interruptions=world.interruptions,
         sent=lambda: world.reach("training", number),
     ):
         if isinstance(outcome, Reply):
@@ -405,6 +408,7 @@ def _evaluate(
         clock=world.clock,
         sleep=world.sleep,
         suspects=memory.suspects,
+        interruptions=world.interruptions,
     ):
         if isinstance(outcome, Reply):
             _progress(world, number, "evaluate", outcome)

@@ -92,11 +92,12 @@ def managed(initial_arrays: str, evaluate: str | None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         surroundings = Surroundings.from_environ(os.environ)
-        adapter_runtime.hurry(grid)
+        interruptions = adapter_runtime.hurry(grid)
         log = EventLog(surroundings.events, role="superlink", clock=lambda: datetime.now(UTC))
         try:
             _train(
                 packing.PackingGrid(adapter_grid.without_waits(grid)),
+                interruptions,
                 context.run_config,
                 surroundings,
                 log.emit,
@@ -114,6 +115,7 @@ def managed(initial_arrays: str, evaluate: str | None) -> ServerApp:
 
 def _train(
     grid: Grid,
+    interruptions: Callable[[], int],
     run_config: Mapping[str, Any],
     surroundings: Surroundings,
     emit: Callable[[events.Event], None],
@@ -144,6 +146,7 @@ def _train(
         now=lambda: datetime.now(UTC),
         sleep=time.sleep,
         should_stop=surroundings.stop_request.exists,
+        interruptions=interruptions,
         reach=failpoints.from_environ(os.environ),
     )
     last = loop.run(plan, world, snapshot)

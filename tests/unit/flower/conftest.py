@@ -97,6 +97,10 @@ class VirtualGrid(Grid):
         self.undecodable: set[int] = set()
         """Nodes whose replies have bytes that Flower cannot turn into a message."""
         self._lost: set[str] = set()
+        self.loses_answer = False
+        """The SuperLink dies while it answers the next look that finds something."""
+        self.interruptions = 0
+        """Looks that were tried again because of that."""
         self.full = False
         """Refuses messages as too large together, as Flower's grid does: without an id for any."""
         self.fab_hash = "a" * 64
@@ -158,6 +162,11 @@ class VirtualGrid(Grid):
             bad = [reply.metadata.src_node_id in self.undecodable for _, _, reply in due]
             self._lost |= set(ids[: bad.index(True) + 1])
             raise ValueError("Unknown object type")
+        if due and self.loses_answer:
+            # It has given them out; asked again, it says nothing of them.
+            self.loses_answer = False
+            self.interruptions += 1
+            return []
         if lost:
             return [error_of(sent, 3, "unavailable", by_superlink=True) for sent in lost]
         strays, self.strays = self.strays, []

@@ -73,10 +73,12 @@ def test_a_hurried_grid_looks_for_its_superlink_every_second() -> None:
     grid = HttpGrid("127.0.0.1:1", insecure=True, token="t")
     assert "wait_gen_factory" in inspect.signature(type(grid._retry_invoker)).parameters
 
-    adapter_runtime.hurry(grid)
+    failures = adapter_runtime.hurry(grid)
 
+    assert failures() == 0
     pauses = list(islice(grid._retry_invoker.wait_gen_factory(), 50))
     assert max(pauses) == adapter_runtime.GRID_RETRY_MAX_S
+    assert failures() == 50, "each pause follows a request that failed"
     grid.close()
 
 

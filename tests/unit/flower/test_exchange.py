@@ -315,6 +315,21 @@ class TestComingBack:
         assert clock() < 15
         assert [message.metadata.dst_node_id for message in grid.sent].count(node) == 2
 
+    def test_who_answered_a_look_of_which_the_superlink_died_is_asked_again(
+        self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
+    ) -> None:
+        quick = grid.add("0", hub.answer)
+        slow = grid.add("1", lambda message: [(3.0, hub.answer(message))])
+        grid.loses_answer = True
+
+        collected = phase.run(interruptions=lambda: grid.interruptions)
+
+        assert replied(collected) == ["1", "0"]
+        assert collected.failures == []
+        asked = [message.metadata.dst_node_id for message in grid.sent]
+        assert (asked.count(quick), asked.count(slow)) == (2, 1), "who works on is left alone"
+        assert clock() < exchange.DOUBT_S + 2
+
     def test_a_node_that_stays_gets_one_message(self, grid: Any, phase: Phase) -> None:
         grid.add("0", lambda _message: None)
 

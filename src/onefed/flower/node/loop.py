@@ -151,6 +151,8 @@ class Node:
         self._look_s = max(LOOK_S, idle_pause_s(fleet_size))
         self._lost_tries = 0
         self._lost_since_s: float | None = None
+        self._may_have_missed = False
+        """Whether a message may have been given out to this node, and never came."""
         self._task_count = 0
         self._runs: OrderedDict[int, tuple[adapter_fleet.Run, bytes]] = OrderedDict()
         """By run id: the run and its app."""
@@ -185,6 +187,7 @@ class Node:
         try:
             instruction = self._fleet.pull(self._membership.node_id)
         except UnreachableError as error:
+            self._may_have_missed |= error.arrived
             return self._lost(error)
         except UnknownNodeError as error:
             _LOG.warning("%s It joins anew.", error.message)
@@ -193,7 +196,7 @@ class Node:
         except FleetError as error:
             return self._lost(error)
         if self._found_again():
-            self._beat()
+            self._return(has_message=instruction is not None)
         if instruction is None:
             return self._polling.empty(self._clock())
         came_s = self._clock()
@@ -252,6 +255,19 @@ class Node:
         _LOG.info("The SuperLink answers after %.1f s.", self._clock() - self._lost_since_s)
         self._lost_since_s, self._lost_tries = None, 0
         return True
+
+    def _return(self, *, has_message: bool) -> None:
+        """After a gap: be seen as present, and as one that came back where that is needed.
+
+        A SuperLink gives a message out once. Where it died while it answered, the message is gone,
+        and a ServerApp sends another one to a node that was activated since (``exchange``).
+        """
+        missed, self._may_have_missed = self._may_have_missed and not has_message, False
+        if missed:
+            _LOG.warning("A message may have been lost with the SuperLink: joining anew.")
+            self._join()
+        else:
+            self._beat()
 
     def _beat(self) -> None:
         """After a gap the SuperLink may take this node for dead: it learns better at once."""
