@@ -117,7 +117,17 @@ class Home:
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     """A fresh state home; nothing that was started in it outlives the test."""
-    found = Home(tmp_path / "home")
+    yield from _home(tmp_path / "home")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Home]:
+    """A state home beside it, as on another machine."""
+    yield from _home(tmp_path / "elsewhere")
+
+
+def _home(folder: Path) -> Iterator[Home]:
+    found = Home(folder)
     found.folder.mkdir()
     yield found
     found.end()

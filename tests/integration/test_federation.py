@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -133,12 +135,33 @@ def test_a_detached_federation_is_looked_at_stopped_and_resumed_from_elsewhere(h
     assert (summary["status"], summary["exit_code"]) == ("stopped", ExitCode.INTERRUPTED)
     done = summary["rounds_done"]
     assert done >= 1, "the round in flight is saved first"
-    last = home.start("resume", "far", "--rounds", str(done)).finish()
+    fewer = str(max(1, done - 1))
+    last = home.start("resume", "far", "--rounds", fewer).finish()
     assert (last["status"], last["rounds_done"]) == ("finished", done), "nothing is left to train"
 
     assert "far is not running" in home.run("down", "far")
     home.run("down", "far", "--purge")
     assert json.loads(home.run("list", "--json")) == []
+
+
+def test_a_run_goes_on_elsewhere_and_further_to_the_same_bits(
+    home, elsewhere, tmp_path: Path
+) -> None:
+    """A copied recovery store under another home and name; and more rounds where it began."""
+    size = ("--nodes", "2", "--seed", "5", "--strategy", "FedAdam", "--rounds")
+    undisturbed = home.start("up", "--name", "calm", *size, "3")
+    assert home.start("up", "--name", "begun", *size, "2").finish()["rounds_done"] == 2
+    copied = tmp_path / "copied"
+    shutil.copytree(home.folder / "begun/vms/superlink/opt/flower/state/recovery", copied)
+
+    here = home.start("resume", "begun", "--rounds", "3")
+    there = elsewhere.start(
+        "up", "--name", "moved", "--nodes", "2", "--rounds", "3", "--resume-from", str(copied)
+    )
+    assert there.wait_for(event_is("run_resumed"))["data"]["round"] == 3
+    summaries = [each.finish() for each in (undisturbed, here, there)]
+    assert [(each["status"], each["rounds_done"]) for each in summaries] == [("finished", 3)] * 3
+    assert len({each["model_sha256"] for each in summaries}) == 1
 
 
 def test_own_apps_run_managed_and_as_they_are(home, request) -> None:

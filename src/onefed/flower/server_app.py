@@ -149,6 +149,11 @@ def _train(
         interruptions=interruptions,
         reach=failpoints.from_environ(os.environ),
     )
+    if snapshot.round_number >= plan.rounds_total:
+        done, wanted = snapshot.round_number, plan.rounds_total
+        emit(
+            events.Notice("INFO", f"The run is complete: {done} rounds are done, {wanted} wanted.")
+        )
     last = loop.run(plan, world, snapshot)
     if last.round_number >= plan.rounds_total:
         final = last.history[-1] if last.history else None

@@ -128,6 +128,15 @@ class TestRun:
         assert [event.round for event in machine.of(events.RunResumed)] == [2]
         assert machine.of(events.Notice) == []
 
+    def test_fewer_rounds_than_are_done_is_a_run_that_is_complete(self, machine: Machine) -> None:
+        machine.run(**{"num-server-rounds": 2})
+        machine.run(**{"num-server-rounds": 1})
+
+        assert [event.round for event in machine.of(events.RoundEnd)] == [1, 2]
+        [notice] = machine.of(events.Notice)
+        assert notice.message == "The run is complete: 2 rounds are done, 1 wanted."
+        assert [event.total_rounds for event in machine.of(events.TrainingEnd)] == [2, 2]
+
     def test_a_stopped_run_has_not_ended(self, machine: Machine) -> None:
         machine.stop_request.touch()
 
