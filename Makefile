@@ -10,7 +10,7 @@ JOBS ?= 3
 SEED ?= 0
 N ?= 1000
 
-.PHONY: help setup demo test integration peer proofs simulation sim lint fmt docs bench pin clean
+.PHONY: help setup demo test integration peer proofs kills simulation sim lint fmt docs bench pin clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -39,6 +39,9 @@ proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,00
 	$(BIN)/python -m campaigns.power_cut --states 10000 --results build/proofs/power_cut.jsonl
 	$(BIN)/python -m campaigns.kth_call --cases 5 --results build/proofs/kth_call.jsonl
 	$(BIN)/python -m campaigns.mutations --count 1000 --results build/proofs/mutations.jsonl
+
+kills: setup ## kill processes of real federations at named points, 15 seeds: the same bits?
+	$(BIN)/python -m campaigns.kills --soak 15 --jobs 2 --minutes 8 --results build/kills.jsonl
 
 simulation: setup ## the peer protocol: fixed schedules, fresh ones, and seeded bugs
 	$(BIN)/onefed peer simulate --schedules 600

@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -275,37 +275,44 @@ def main() -> None:
     if options.table:
         sys.stdout.write(kill_table.page(found.lines, is_good))
         return
-    began = time.monotonic()
     before = len(found.lines)
+    ends_s = time.monotonic() + options.minutes * 60
     if options.soak is None:
-        wanted = [cell for cell in matrix() if not found.has("cell", cell.name)]
-        wanted = [cell for cell in wanted if all(part in cell.name for part in options.cells)]
-        for batch in _batches(wanted):
-            if time.monotonic() - began > options.minutes * 60:
-                break
-            reference = found.reference(batch[0].strategy, REFERENCE_ROUNDS)
-            for line in run_cells(batch, reference):
+        _fill_table(found, options.cells, ends_s)
+    else:
+        _soak(found, range(options.seed, options.seed + options.soak), options.jobs, ends_s)
+    added = [line for line in found.lines[before:] if "reference" not in line]
+    bad = [line for line in added if not is_good(line)]
+    sys.stderr.write(f"kills: {len(added)} run, {len(bad)} bad\n")
+    sys.exit(1 if bad else 0)
+
+
+def _fill_table(found: Results, texts: Sequence[str], ends_s: float) -> None:
+    left = [cell for cell in matrix() if not found.has("cell", cell.name)]
+    for batch in _batches([cell for cell in left if all(text in cell.name for text in texts)]):
+        if time.monotonic() > ends_s:
+            return
+        reference = found.reference(batch[0].strategy, REFERENCE_ROUNDS)
+        for line in run_cells(batch, reference):
+            found.add(line)
+            _tell(line)
+
+
+def _soak(found: Results, seeds: Iterable[int], jobs: int, ends_s: float) -> None:
+    left = [seed for seed in seeds if not found.has("soak", seed)]
+
+    def run(seed: int) -> dict[str, Any] | None:
+        if time.monotonic() > ends_s:
+            return None
+        return run_seed(seed, found.reference(draw(seed)[0], SOAK_ROUNDS))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        strategies = sorted({draw(seed)[0] for seed in left})
+        list(pool.map(lambda strategy: found.reference(strategy, SOAK_ROUNDS), strategies))
+        for line in pool.map(run, left):
+            if line is not None:
                 found.add(line)
                 _tell(line)
-    else:
-        seeds = range(options.seed, options.seed + options.soak)
-        left = [seed for seed in seeds if not found.has("soak", seed)]
-        for strategy in sorted({draw(seed)[0] for seed in left}):
-            found.reference(strategy, SOAK_ROUNDS)
-        with ThreadPoolExecutor(options.jobs) as pool:
-
-            def run(seed: int) -> dict[str, Any] | None:
-                if time.monotonic() - began > options.minutes * 60:
-                    return None
-                return run_seed(seed, found.reference(draw(seed)[0], SOAK_ROUNDS))
-
-            for outcome in pool.map(run, left):
-                if outcome is not None:
-                    found.add(outcome)
-                    _tell(outcome)
-    bad = [line for line in found.lines[before:] if not is_good(line)]
-    sys.stderr.write(f"kills: {len(found.lines) - before} lines added, {len(bad)} bad\n")
-    sys.exit(1 if bad else 0)
 
 
 def _tell(line: dict[str, Any]) -> None:

@@ -81,3 +81,23 @@ def test_a_process_killed_at_every_point_costs_no_bit_and_no_announced_round(
     assert train_calls.retrained(directory) == []
     again = sum(count - 1 for count in train_calls.submissions(directory).values())
     assert again <= len(LOOP), "a kill costs the round in flight at most"
+
+
+def test_chaos_ends_with_the_bits_of_the_undisturbed_run_and_leaves_nothing(home) -> None:
+    program = home.start(
+        *("up", "--chaos", "--chaos-seed", "1", "--kills", "2", "--rounds", "4"),
+        *("--name", "storm", "--nodes", "2"),
+    )
+    summary = program.finish()
+
+    assert (summary["status"], summary["exit_code"]) == ("finished", 0)
+    found = summary["chaos"]
+    assert (found["equal"], found["rounds_equal"], found["seed"]) == (True, 4, 1)
+    assert found["undisturbed_sha256"] == summary["model_sha256"]
+    killed = [line["data"] for line in program.lines if line["event"] == "process_killed"]
+    assert [each["victim"] for each in killed] == [kill["victim"] for kill in found["kills"]]
+    assert "serverapp" in {each["victim"] for each in killed}
+    assert all(kill["recovered_s"] > 0 for kill in found["kills"])
+    assert summary["restarts"] >= 2
+    assert [entry.name for entry in home.folder.iterdir()] == ["storm"]
+    assert home.processes("storm") == home.processes("storm-calm") == []

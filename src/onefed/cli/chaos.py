@@ -71,21 +71,17 @@ def run(request: Request, options: Options, *, summary: Path | None, log_format:
     }
     if outcome["exit_code"] == ExitCode.OK:
         calm = _undisturbed(prepared, request, spec.name, log_format)
-        document |= _compared(chaos.digests(directory), calm.digests)
-        if calm.exit_code:
-            outcome |= {"exit_code": calm.exit_code, "error": "The undisturbed run did not end."}
-        elif not document["equal"]:
-            outcome |= {
-                "exit_code": int(ExitCode.DIFFERENT),
-                "error": f"Of {spec.rounds} rounds, {document['rounds_equal']} gave the bits of "
-                "the undisturbed run.",
-            }
-        elif len(kills) < options.kills:
-            outcome |= {
-                "exit_code": int(ExitCode.FAILED),
-                "error": f"The run ended after {len(kills)} of {options.kills} kills: "
-                "give it more --rounds.",
-            }
+        code, why = calm.exit_code, "The undisturbed run did not end, so there is no comparison."
+        if not code:
+            document |= _compared(chaos.digests(directory), calm.digests)
+            equal = document["rounds_equal"]
+            code = ExitCode.OK if document["equal"] else ExitCode.DIFFERENT
+            why = f"{equal} of {spec.rounds} rounds gave the bits of the undisturbed run."
+        if not code and len(kills) < options.kills:
+            code = ExitCode.FAILED
+            why = f"The run ended after {len(kills)} of {options.kills} kills: more --rounds."
+        if code:
+            outcome |= {"exit_code": int(code), "error": why}
     outcome["chaos"] = document
     text = json.dumps(outcome, indent=1, allow_nan=False).encode() + b"\n"
     files.write_bytes(directory.summary, text)
