@@ -20,6 +20,14 @@ A cell is good when it was hit, the run ended by itself with equal digests, and 
 round after it had been announced.
 """
 
+BUGS = """## Bugs found, by what
+
+| What was wrong | Found by |
+|---|---|
+| A SuperLink that died while it answered a node had given out a message that nobody got, and the round waited for its timeout | a SuperLink killed by `onefed up --chaos` |
+| The same with a reply that it gave out to the ServerApp | reading Flower after that one |
+"""
+
 
 def page(lines: Sequence[Line], is_good: Callable[[Any], bool]) -> str:
     """The page, with the newest result of each cell and seed."""
@@ -43,6 +51,7 @@ def page(lines: Sequence[Line], is_good: Callable[[Any], bool]) -> str:
         head = "| Seed | Strategy | Faults | Outcome | Equal | Lost | |"
         parts.append("\n".join([head, "|---|---|---|---|---|---|---|", *rows]) + "\n")
     commits = sorted({line["commit"] for line in (*cells.values(), *seeds.values())})
+    parts.append(BUGS)
     parts.append(f"Sources: {', '.join(commits)}.\n")
     return "\n".join(parts)
 
