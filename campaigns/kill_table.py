@@ -22,10 +22,10 @@ round after it had been announced.
 
 BUGS = """## Bugs found, by what
 
-| What was wrong | Found by |
+| Found by | What was wrong |
 |---|---|
-| A SuperLink that died while it answered a node had given out a message that nobody got, and the round waited for its timeout | a SuperLink killed by `onefed up --chaos` |
-| The same with a reply that it gave out to the ServerApp | reading Flower after that one |
+| SuperLink killed by `--chaos` | What it gave out to a node as it died was lost: the round hung |
+| reading Flower after that | The same with a reply that it gave out to the ServerApp |
 """
 
 
