@@ -100,8 +100,14 @@ def matrix() -> list[Cell]:
 # --- cells ---------------------------------------------------------------------------------------
 
 
-def run_cells(cells: Sequence[Cell], reference: Sequence[str]) -> list[dict[str, Any]]:
-    """Run cells of one strategy in one federation; a line of results for each."""
+def run_cells(
+    cells: Sequence[Cell], reference: Sequence[str], ends_s: float
+) -> list[dict[str, Any]]:
+    """Run cells of one strategy in one federation; a line of results for each.
+
+    Args:
+        ends_s: monotonic seconds; no cell begins later, and the run goes on to its end.
+    """
     lines: list[dict[str, Any]] = []
     rounds = 2 * len(cells) + 2
     with Federation(strategy=cells[0].strategy, rounds=rounds) as federation:
@@ -110,7 +116,9 @@ def run_cells(cells: Sequence[Cell], reference: Sequence[str]) -> list[dict[str,
             federation.wait_for("round 1", lambda: federation.held("announced.1"))
             for index, cell in enumerate(cells):
                 lines.append(_run_cell(federation, cell, 2 * index + 2))
-            federation.release(f"announced.{rounds - 1}")
+                if time.monotonic() > ends_s:
+                    break
+            federation.release(f"announced.{2 * len(lines) + 1}")
             outcome = federation.wait_for_end()
         except StuckError as error:
             outcome = str(error)
@@ -293,7 +301,7 @@ def _fill_table(found: Results, texts: Sequence[str], ends_s: float) -> None:
         if time.monotonic() > ends_s:
             return
         reference = found.reference(batch[0].strategy, REFERENCE_ROUNDS)
-        for line in run_cells(batch, reference):
+        for line in run_cells(batch, reference, ends_s):
             found.add(line)
             _tell(line)
 
