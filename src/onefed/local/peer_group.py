@@ -221,11 +221,13 @@ class GroupRun:
                         self.tell(name, f"go {held}")
 
     def _all_at(self, round_number: int) -> Callable[[], bool]:
-        return lambda: all(
-            view.round_number >= round_number
-            for name, view in self.views.items()
-            if name not in self._killed
-        )
+        """Whether all that live have a round; somebody has to."""
+
+        def reached() -> bool:
+            living = [view for name, view in self.views.items() if name not in self._killed]
+            return bool(living) and all(view.round_number >= round_number for view in living)
+
+        return reached
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not self._look(reached):

@@ -97,7 +97,7 @@ def _check_bytes(world: World) -> None:
     entries = list(world.checkers.committed.values())[1:]
     if not quiet or any(len(entry.contributors) != len(world.hosts) for entry in entries):
         return
-    count = options.nodes
+    count = len(world.hosts)  # observers and joiners that contributed to every round, too
     models = (count - 1) if options.whole else 2 * (count - 1) / count
     model_bytes = world.checkers.start.size_bytes
     bound = models * model_bytes * options.rounds * BYTES_SHARE_MAX

@@ -14,7 +14,8 @@ from onefed.sim.options import Aim, Kind, Options
 from onefed.sim.run import Outcome, run
 
 JOINER_ASKS_WHO_HAS_LEFT = 179563178302570
-"""Seed of the schedule that found it."""
+OBSERVER_CONTRIBUTES_TO_EVERY_ROUND = 1073616
+"""Seeds of the schedules that found it."""
 
 
 def events(outcome: Outcome) -> list[str]:
@@ -30,6 +31,10 @@ def test_drawn_schedules_keep_the_promises(first: int) -> None:
 
 def test_a_joiner_finds_the_group_although_all_that_it_knew_have_left() -> None:
     assert report.one(JOINER_ASKS_WHO_HAS_LEFT).violation is None
+
+
+def test_the_bound_of_bytes_counts_an_observer_that_contributes() -> None:
+    assert report.one(OBSERVER_CONTRIBUTES_TO_EVERY_ROUND).violation is None
 
 
 @pytest.mark.parametrize("seed", [3, 8, 29])
