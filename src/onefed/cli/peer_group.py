@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from onefed import aggregate
+from onefed import aggregate, context
 from onefed.checkpoint import files
 from onefed.cli.screen import LogFormat, say, table_console
 from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError
-from onefed.local import peer_group, state
+from onefed.local import peer_group, request, state
 from onefed.local.peer_spec import PeerGroup, PeerSpec, free_addresses, group
 from onefed.telemetry import events, lines
 from onefed.telemetry.lines import Record
@@ -34,6 +35,13 @@ class PeerRequestError(OnefedError):
     """What was asked of a peer group cannot be done."""
 
     exit_code = ExitCode.CONFIG
+
+
+class Protocol(enum.StrEnum):
+    """What ``--protocol`` takes."""
+
+    GRPC = "grpc"
+    MEMORY = "memory"
 
 
 Name = Annotated[str, typer.Option("--name", help="Name of the group.")]
@@ -59,10 +67,22 @@ def up(
     app: Annotated[
         Path | None, typer.Option("--app", help="A Flower app of your own instead.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the app, or of the rule (FL_NUM_MALICIOUS=1); may be repeated.",
+        ),
+    ] = None,
     name: Name = NAME_DEFAULT,
     replace: Annotated[
         bool, typer.Option("--replace", help="Discard a group that has the name.")
     ] = False,
+    protocol: Annotated[
+        Protocol,
+        typer.Option("--protocol", help="A process for each node, or all of them in one."),
+    ] = Protocol.GRPC,
     failure_round: Annotated[
         int | None,
         typer.Option(
@@ -97,8 +117,9 @@ def up(
     names = [f"node-{index}" for index in range(nodes)]
     failure = _failure(failure_round, recovery_round, failure_nodes or [], names, rounds)
     holds = [] if failure is None else [failure.after_round + 1, failure.before_round]
-    rule = aggregate.rule(strategy)
-    aggregate.require_clients(rule, nodes)
+    fab = peer_app.pack(app, use_case)
+    run_config = {**_settings(settings or [], fab), "strategy": strategy, "seed": seed}
+    aggregate.require_clients(peer_app.rule(fab, run_config), nodes)
     place = group(state.home(os.environ), name)
     if place.folder.exists():
         _require_free(place, replace=replace)
@@ -111,10 +132,11 @@ def up(
         seed=seed,
         strategy=strategy,
         app=use_case if app is None else str(app),
-        run_config={"strategy": strategy, "seed": seed},
+        run_config=run_config,
+        protocol="memory" if protocol is Protocol.MEMORY else "grpc",
         holds=tuple(each for each in holds if each is not None),
     )
-    place.write(spec, peer_app.pack(app, use_case))
+    place.write(spec, fab)
     if log_format is LogFormat.TEXT:
         say(promise(nodes))
     outcome = asyncio.run(_train(place, spec, failure, log_format))
@@ -191,6 +213,11 @@ def join(
     """Add a node to a group that trains, and run it until it has the last model."""
     place = group(state.home(os.environ), name)
     spec = place.read()
+    if spec.protocol == "memory":
+        raise PeerRequestError(
+            f"The nodes of {name} live in one process, which no other can join.",
+            hint="Start the group with --protocol grpc.",
+        )
     known = {*spec.addresses, *files.names_in(place.folder / "nodes")}
     chosen = node or next(
         f"node-{index}" for index in range(len(known) + 1) if f"node-{index}" not in known
@@ -213,6 +240,29 @@ def promise(nodes: int) -> str:
         return f"{nodes} nodes, all of them decide: none may fail while it trains."
     who = "any one of them" if spare == 1 else f"any {spare} of them"
     return f"{nodes} nodes, {majority} of them decide: training goes on without {who}."
+
+
+def _settings(items: Sequence[str], fab: bytes) -> dict[str, context.ConfigValue]:
+    """Keys of the run's configuration, from what ``--set`` says.
+
+    Raises:
+        PeerRequestError: a context variable that a group without a coordinator does not read.
+    """
+    from onefed.flower import bundle
+
+    assigned = context.parse_assignments(items)
+    keys = {owner: key for key, owner in context.RUN_CONFIG_NAMES.items()}
+    unknown = sorted(set(assigned.context) - set(keys))
+    if unknown:
+        raise PeerRequestError(
+            f"A peer group does not read {', '.join(unknown)}.",
+            hint="It reads settings of the app and parameters of the rule.",
+        )
+    given = dict(assigned.app_config)
+    for name, text in assigned.context.items():
+        given[keys[name]] = context.parse_assignments([f"value={text}"]).app_config["value"]
+    request.check_app_keys(given, bundle.unpack(fab))
+    return given
 
 
 def _failure(
@@ -303,10 +353,14 @@ class _Shown:
 
 
 def _conclusion(document: dict[str, object]) -> str:
+    accuracy = document["accuracy"]
+    good = f", accuracy {accuracy:.4f}" if isinstance(accuracy, float) else ""
     said = f"{document['status']}: {document['rounds_done']} of {document['rounds_total']} rounds"
     model = document["model_sha256"]
     told = f"one model, {str(model)[:12]}" if model else "no common model"
-    return f"{said} in {document['seconds']} s, {told}; all of it is in {document['directory']}"
+    return (
+        f"{said} in {document['seconds']} s, {told}{good}; all of it is in {document['directory']}"
+    )
 
 
 def _require_free(place: PeerGroup, *, replace: bool) -> None:
@@ -330,6 +384,6 @@ def _is_alive(said: dict[str, object]) -> bool:
 
 def _is_node(pid: int) -> bool:
     try:
-        return b"peer_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"onefed.local.peer_" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False

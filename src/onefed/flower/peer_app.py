@@ -18,7 +18,7 @@ from typing import Any
 from onefed import aggregate
 from onefed.arrays import Arrays
 from onefed.errors import ExitCode, OnefedError
-from onefed.flower import adapter_peer, bundle, server_app, strategy
+from onefed.flower import adapter_peer, bundle, payload, server_app, strategy
 from onefed.flower.adapter_fleet import AppReference
 from onefed.flower.node.workers import Crash, NurseryDiedError, Start, Workers
 
@@ -73,7 +73,7 @@ class PeerApp:
                 "The app does not say how its first model is made.",
                 hint="Add [tool.onefed] with initial-arrays to its pyproject.toml.",
             )
-        self._initial_arrays = managed.initial_arrays
+        self._managed = managed
         self._fab = fab
         self._app = AppReference(*adapter_peer.identity(fab))
         self._workers = Workers(nursery, Start.AUTO)
@@ -89,7 +89,13 @@ class PeerApp:
     def initial_model(self) -> Arrays:
         """The model before round 1, from the app's own function."""
         sys.path.insert(0, str(adapter_peer.install(self._fab)))
-        return server_app.first_model(self._initial_arrays, self._run_config)
+        return server_app.first_model(self._managed.initial_arrays, self._run_config)
+
+    def judge(self, model: Arrays) -> payload.Score | None:
+        """How good a model is by the app's own measure; None where it has none."""
+        if self._managed.evaluate is None:
+            return None
+        return server_app.judge_of(self._managed.evaluate, self._run_config)(model)
 
     def train(
         self,
@@ -149,3 +155,8 @@ def pack(folder: Path | None, use_case: str) -> bytes:
     """A Flower app directory, or a built-in app, as the bytes that every node is given."""
     app = bundle.built_in(use_case) if folder is None else bundle.load(folder)
     return bundle.build(app).fab
+
+
+def rule(fab: bytes, run_config: Mapping[str, Any]) -> aggregate.Rule:
+    """The rule of a run, before there is a node; raises ``RuleError`` for what is wrong with it."""
+    return strategy.rule({**bundle.unpack(fab).run_config, **run_config})

@@ -7,16 +7,12 @@ where it was asked to. The nodes agree among themselves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
+from onefed.local.peer_programs import programs
 from onefed.local.peer_spec import PeerGroup, PeerSpec
 from onefed.telemetry import events
 from onefed.telemetry.lines import Record
@@ -26,10 +22,6 @@ LOOK_S = 0.05
 """Between two looks at what the nodes have written."""
 STALL_S = 180.0
 """Without an event of a round for so long, the run has failed."""
-STOP_LIMIT_S = 10.0
-
-ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "ONEFED_DATA_DIR")
-"""What a node gets of ours."""
 
 
 class PeerRunError(OnefedError):
@@ -54,6 +46,8 @@ class NodeView:
     round_number: int = 0
     model_sha256: str | None = None
     failures: int = 0
+    score: events.EvaluationResult | None = None
+    """Of the last model, by the app's own measure."""
     rounds: dict[int, events.PeerRound] = field(default_factory=dict)
 
     def read(self, record: Record) -> None:
@@ -65,6 +59,8 @@ class NodeView:
                 self.model_sha256 = self.rounds[self.round_number].model_sha256
             case events.ClientFailure():
                 self.failures += 1
+            case events.EvaluationResult() as event:
+                self.score = event
             case _:
                 pass
 
@@ -102,14 +98,14 @@ class GroupRun:
     ) -> None:
         """``say`` takes a sentence, ``show`` events as they come."""
         self.views = {name: NodeView(name) for name in spec.addresses}
-        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self.programs = programs(group, spec, environ)
         self._group = group
         self._spec = spec
-        self._environ = environ
         self._clock = clock
         self._say = say
         self._show = show
         self._followers = {name: Follower(group.events(name)) for name in spec.addresses}
+        self._started: set[str] = set()
         self._killed: set[str] = set()
         self._restarts = 0
         self._progress_s = clock()
@@ -147,36 +143,15 @@ class GroupRun:
         self._stop.set()
 
     async def start(self, name: str) -> None:
-        """Start a node's process."""
-        files.make_folder(self._group.node(name), mode=0o700)
-        command = [sys.executable, "-m", "onefed.local.peer_process"]
-        command += ["--group", str(self._group.folder), "--node", name]
-        command += ["--address", self._spec.addresses[name]]
-        with self._group.log(name).open("ab") as log:
-            self.processes[name] = await asyncio.create_subprocess_exec(
-                *command,
-                env=self._environment(name),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        """Start a node."""
+        await self.programs.start(name)
+        self._started.add(name)
         self._killed.discard(name)
 
     async def kill(self, name: str) -> None:
         """Kill -9: nothing is said, nothing is saved."""
-        process = self.processes[name]
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
         self._killed.add(name)
-        await process.wait()
-
-    def tell(self, name: str, line: str) -> None:
-        """Steer a node (``peer_process``)."""
-        stdin = self.processes[name].stdin
-        if stdin is not None:
-            with contextlib.suppress(OSError):
-                stdin.write(f"{line}\n".encode())
+        await self.programs.kill(name)
 
     async def until(self, reached: Callable[[], bool]) -> None:
         """Let the group work until something is so."""
@@ -192,7 +167,7 @@ class GroupRun:
         )
         for name in names:
             await self.kill(name)
-        self._go(first)
+        await self._go(first)
         if failure.before_round is None:
             return
         await self._until(self._all_at(failure.before_round - 1))
@@ -210,15 +185,14 @@ class GroupRun:
                 f"🚀 Started learning workflow for {name} to participate in "
                 f"round {failure.before_round} training."
             )
-        self._go(failure.before_round)
+        await self._go(failure.before_round)
 
-    def _go(self, round_number: int) -> None:
+    async def _go(self, round_number: int) -> None:
         """Release a held round, and every one before it that somebody still has to train."""
-        for name in self.processes:
-            if name not in self._killed:
-                for held in self._spec.holds:
-                    if held <= round_number:
-                        self.tell(name, f"go {held}")
+        for name in self._started - self._killed:
+            for held in self._spec.holds:
+                if held <= round_number:
+                    await self.programs.go(name, held)
 
     def _all_at(self, round_number: int) -> Callable[[], bool]:
         """Whether all that live have a round; somebody has to."""
@@ -254,54 +228,36 @@ class GroupRun:
         return reached()
 
     def _require_alive(self) -> None:
-        for name, process in self.processes.items():
-            if process.returncode is not None and name not in self._killed:
+        for name in self._started - self._killed:
+            code = self.programs.exit_code(name)
+            if code is not None:
                 raise PeerRunError(
-                    f"{name} ended with exit code {process.returncode}.",
-                    hint=f"Its log is {self._group.log(name)}.",
+                    f"{name} ended with exit code {code}.",
+                    hint=f"Logs are in {self._group.folder}.",
                 )
 
     async def _end(self) -> dict[str, str]:
-        """Stop every process; how each was before that."""
+        """Stop every process, and read what they said last; how each node was before that."""
         states = {}
-        for name, process in self.processes.items():
+        for name in sorted(self._started):
             done = self.views[name].round_number >= self._spec.rounds
-            alive = process.returncode is None
             if name in self._killed:
                 states[name] = "killed"
-            elif not alive:
+            elif self.programs.exit_code(name) is not None:
                 states[name] = "failed"
             else:
                 states[name] = "finished" if done else "stopped"
-            if alive:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            try:
-                async with asyncio.timeout(STOP_LIMIT_S):
-                    await process.wait()
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+        await self.programs.stop()
+        self._look(lambda: True)
         return states
-
-    def _environment(self, name: str) -> dict[str, str]:
-        ours = {key: self._environ[key] for key in ENVIRONMENT if key in self._environ}
-        return {
-            **ours,
-            "FLWR_HOME": str(self._group.node(name) / "flower"),
-            "PYTHONUNBUFFERED": "1",
-            **dict.fromkeys(
-                ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-            ),  # sums keep their order, and the nodes share this machine
-        }
 
 
 def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any]:
     """The document of ``--summary`` (docs/summary.md)."""
     views = outcome.nodes
     done = max((view.round_number for view in views.values()), default=0)
+    score = next((view.score for view in views.values() if view.score is not None), None)
+    written = [group.model(name) for name, state in outcome.states.items() if state == "finished"]
     models = {
         view.model_sha256
         for name, view in views.items()
@@ -312,10 +268,10 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
         "name": spec.name,
         "rounds_done": done,
         "rounds_total": spec.rounds,
-        "accuracy": None,
-        "loss": None,
+        "accuracy": None if score is None else score.accuracy,
+        "loss": None if score is None else score.loss,
         "model_sha256": models.pop() if len(models) == 1 else None,
-        "checkpoint": None,
+        "checkpoint": next((str(path) for path in written if path.exists()), None),
         "restarts": outcome.restarts,
         "failures": sum(view.failures for view in views.values()),
         "seconds": round(outcome.seconds, 2),

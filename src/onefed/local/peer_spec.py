@@ -3,7 +3,8 @@
 group.json        what was asked for
 app.fab           the app, packed
 members/NAME      the operator's list: whoever stands there is let in by the others
-nodes/NAME/       all of one node: identity, journal, models, private state, events, log
+nodes/NAME/       all of one node: identity, journal, models, private state, events, log,
+                      and the last model as a file
 summary.json      how the last start ended
 """
 
@@ -15,7 +16,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onefed.checkpoint import files
 from onefed.errors import NotFoundError, OnefedError
@@ -42,6 +43,8 @@ class PeerSpec:
     """Use case, or the folder of the user's app."""
     run_config: Mapping[str, bool | int | float | str]
     """What was set of the app's configuration."""
+    protocol: Literal["grpc", "memory"] = "grpc"
+    """Whether the nodes are processes that connect, or live in one process."""
     holds: tuple[int, ...] = ()
     """Rounds that no node begins to train before it is told so."""
     format: int = FORMAT
@@ -83,6 +86,10 @@ class PeerGroup:
                 if isinstance(document, dict):
                     found[name] = document
         return found
+
+    def model(self, name: str) -> Path:
+        """The last model, once a node has it."""
+        return self.node(name) / "model.npz"
 
     def events(self, name: str) -> Path:
         """What happened at one node, one JSON object a line."""

@@ -151,7 +151,7 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
         attempt(lambda: _check_data(data, nodes, use_case))
     packed = attempt(lambda: bundle.build(app)) if app is not None else None
     if resolved is not None and packed is not None:
-        attempt(lambda: _check_app_keys(resolved.app_config, packed))
+        attempt(lambda: check_app_keys(resolved.app_config, packed))
     if problems:
         raise _together(problems)
     assert resolved is not None
@@ -333,7 +333,8 @@ def _check_data(folder: Path, nodes: int, use_case: str | None) -> None:
         raise _together(problems)
 
 
-def _check_app_keys(given: Mapping[str, context.ConfigValue], packed: bundle.Bundle) -> None:
+def check_app_keys(given: Mapping[str, context.ConfigValue], packed: bundle.Bundle) -> None:
+    """Raise ``AppKeyError`` where the app has no such settings, or not with such values."""
     from onefed.flower import bundle
 
     problems = []

@@ -124,6 +124,7 @@ class Node:
         self._work: Work | None = None
         self._rounds_total = 0
         self._round_number = 0
+        self._root: str | None = None
         self._model_sha256: str | None = None
         self._round_started_s = 0.0
         self._cancelled = threading.Event()
@@ -241,6 +242,11 @@ class Node:
             model_sha256=self._model_sha256,
             voters=() if machine is None else machine.voters,
         )
+
+    async def model(self) -> arrays.Arrays:
+        """The newest model that is installed; read only."""
+        assert self._root is not None, "a round is installed"
+        return self._content.model(await self._job.model(self._root))
 
     async def ended(self) -> None:
         """Wait until the last round is installed, or the node has failed.
@@ -392,7 +398,8 @@ class Node:
         if private is not None and round_number == entry.round_number:
             self._job.private = private
             await asyncio.to_thread(self._disk.write_private, round_number, private)
-        self._round_number, self._model_sha256 = entry.round_number, model_sha256
+        self._round_number, self._root = entry.round_number, entry.root
+        self._model_sha256 = model_sha256
         now_s = self._world.clock()
         if entry.round_number:
             self._world.emit(
