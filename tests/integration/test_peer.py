@@ -194,6 +194,7 @@ def test_nodes_join_and_leave_a_group_that_trains(home: Home) -> None:
             lambda line: line["event"] == "peer_round" and "node-3" in line["data"]["contributors"]
         )
         assert "off the roster" in home.run("peer", "leave", "node-3")
+        assert not (home.folder / "peers" / "peers" / "members" / "node-3").exists()
         for line in iter(started.process.stdout.readline, ""):  # type: ignore[union-attr]
             started.lines.append(json.loads(line))
         assert started.process.wait(LIMIT_S) == 0

@@ -193,6 +193,7 @@ def leave(
     while time.monotonic() < deadline_s:
         living = {each: said for each, said in place.states().items() if _is_alive(said)}
         if all(node not in said["voters"] for each, said in living.items() if each != node):
+            files.remove(place.members / node)  # it is let in no more
             say(f"{node} is off the roster.")
             return
         time.sleep(LOOK_S)

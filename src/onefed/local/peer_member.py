@@ -209,11 +209,14 @@ async def _is_set(stop: asyncio.Event, wait_s: float) -> bool:
 
 
 async def _look_around(place: PeerGroup, node: Node) -> None:
-    """Connect to members that are listed later, and do what was asked for in a file."""
+    """Keep to the operator's list as it changes, and do what was asked for in a file."""
     while True:
         await asyncio.sleep(LOOK_S)
-        for member in _members(place):
+        members = _members(place)
+        for member in members:
             node.connect(member)
+        for name in node.listed - {member.node for member in members}:
+            node.forget(name)
         for name in files.names_in(place.requests(node.member.node)):
             verb, _, who = name.partition(" ")
             if verb == "leave" and contact.NAME.fullmatch(who):  # not one that is being written

@@ -172,6 +172,15 @@ class Node:
         if member.node != self._name:
             self._listed[member.node] = contact.of(member)
 
+    def forget(self, name: NodeId) -> None:
+        """Let a member in no more, once it is on no roster: the operator has struck it out."""
+        self._listed.pop(name, None)
+
+    @property
+    def listed(self) -> frozenset[NodeId]:
+        """Whom ``connect`` has let in, on the roster or not."""
+        return frozenset(self._listed)
+
     async def set_start_learning(
         self, rounds: int, epochs: int | None = None, *, founds: bool = True
     ) -> None:
@@ -447,7 +456,7 @@ class Node:
 
     def _require_listed(self, member: Member) -> None:
         """Only whom the operator has listed, and as he did, may come onto the roster."""
-        known = self._contacts().get(member.node)
+        known = {**self._listed, **self._roster}.get(member.node)  # who was taken off is not
         if known is None or known.member(member.node) != member:
             raise codec.CodecError(f"{member.node} is not listed like that.")
 

@@ -7,6 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from onefed.node import codec
 from onefed.node.transport import (
     CARRY_QUEUE_MAX,
     CHUNK_BYTES,
@@ -69,13 +70,16 @@ class MemoryTransport:
         found = self._queues.get((to, kind))
         if found is None:
             found = self._queues[to, kind] = _Queue(
-                lambda: self._network.receivers.get(to), length_max
+                self._name, lambda: self._network.receivers.get(to), length_max
             )
         return found
 
 
 class _Queue:
-    def __init__(self, receiver: Callable[[], Receiver | None], length_max: int) -> None:
+    def __init__(
+        self, sender: NodeId, receiver: Callable[[], Receiver | None], length_max: int
+    ) -> None:
+        self._sender = sender
         self._receiver = receiver
         self._waiting: deque[Work] = deque(maxlen=length_max)
         self._wake = asyncio.Event()
@@ -96,6 +100,9 @@ class _Queue:
                 work = self._waiting.popleft()
                 receiver = self._receiver()
                 if receiver is not None:
-                    await work(receiver)
+                    try:
+                        await work(receiver)
+                    except codec.CodecError as error:
+                        receiver.on_refused(self._sender, error.message)
             self._wake.clear()
             await self._wake.wait()

@@ -131,6 +131,32 @@ def test_a_node_leaves_and_the_others_go_on(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_member_that_was_struck_out_cannot_come_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=30) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(1))
+            group.nodes["node-1"].leave("node-3")
+            await group.until(lambda: "node-3" not in group.nodes["node-0"].state.voters)
+            await group.kill("node-3")
+            rejoined = group.make("node-3")
+            await rejoined.start()
+            for name in FOUR[:3]:
+                rejoined.connect(group.nodes[name].member)
+                group.nodes[name].forget("node-3")
+            await rejoined.set_start_learning(30)
+            del group.nodes["node-3"]  # it does not get far
+            await group.until(group.all_at(30))
+            await rejoined.stop()
+
+            told = [event for name in FOUR[:3] for event in group.told[name]]
+            assert any(isinstance(e, events.PeerNotice) and e.kind == "refused" for e in told)
+            assert "node-3" not in group.nodes["node-0"].state.voters
+            assert "node-3" not in group.contributors()[-1]
+
+    asyncio.run(scenario())
+
+
 def test_an_app_that_raises_costs_its_node_the_round_and_nobody_else(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with memory_group(tmp_path, rounds=1) as group:
