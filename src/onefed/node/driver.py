@@ -285,6 +285,7 @@ class Node:
     # What the transport calls
 
     async def on_talk(self, sender: NodeId, content: bytes) -> None:
+        self._require_member(sender)
         message = codec.decode(content)
         if isinstance(message, Data):
             raise codec.CodecError("An item without its bytes.")
@@ -294,6 +295,7 @@ class Node:
             await self._inbox.put(Received(sender, message))
 
     async def on_chunk(self, sender: NodeId, chunk: Chunk) -> None:
+        self._require_member(sender)
         if self._machine is None:
             return
         came = self._items.arrive(sender, chunk)
@@ -453,6 +455,11 @@ class Node:
     def _learn_roster(self, roster: Roster) -> None:
         self._former = self._roster
         self._roster = {each.node: contact.of(each) for each in roster if each.node != self._name}
+
+    def _require_member(self, sender: NodeId) -> None:
+        """Whatever the transport has let in."""
+        if sender not in self._contacts():
+            raise codec.CodecError("It is no member.")
 
     def _require_listed(self, member: Member) -> None:
         """Only whom the operator has listed, and as he did, may come onto the roster."""
