@@ -72,6 +72,7 @@ bench: setup ## measure, beside stock Flower in the same run
 	$(BIN)/python bench/clients.py
 	$(BIN)/python bench/rules.py
 	$(BIN)/python bench/deltas.py
+	$(BIN)/python bench/peer.py
 
 pin: setup ## write the versions that are installed now to constraints.txt
 	scripts/pin $(BIN)/python
