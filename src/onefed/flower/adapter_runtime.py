@@ -3,14 +3,17 @@
 ``tests/unit/flower/test_adapter_runtime.py`` is the contract with them.
 
 Sources: flwr 1.41.0, ``supercore/superexec/run_superexec.py``,
-``supercore/superexec/executor/subprocess_executor.py``, ``superlink/grid/http_grid.py``.
+``supercore/superexec/executor/subprocess_executor.py``, ``superlink/grid/http_grid.py``,
+``superlink/cli/flwr_serverapp.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +54,7 @@ class Runtime:
         """``ca_certificate`` is a PEM file; None means plain HTTP."""
         self._address = address
         self._ca_certificate = ca_certificate
+        self._secret_file = secret_file
         try:
             secret = load_superexec_auth_secret(secret_file=str(secret_file))
             if secret is None:
@@ -87,9 +91,15 @@ class Runtime:
         try:
             answer = self._client.AcquireTask(request)
         except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+            status = (
+                error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+            )
             raise SuperLinkError(
                 f"Could not ask for a task: {type(error).__name__}: {error}",
-                hint="The SuperLink may be starting; its log says why.",
+                hint="The SuperLink may be starting; its log says why."
+                if status is None
+                else f"Both sides need the same secret: {self._secret_file}",
+                status=status,
             ) from error
         if not answer.HasField("task") or not answer.token:
             return None
@@ -109,6 +119,18 @@ class Runtime:
             *trust,
             *("--parent-pid", str(parent)),
         ]
+
+
+def preload_server_app() -> None:
+    """Import all that ``run_server_app`` needs, and our own part of a ServerApp."""
+    importlib.import_module("flwr.superlink.cli.flwr_serverapp")
+    importlib.import_module("onefed.flower.server_app")
+
+
+def run_server_app(argv: Sequence[str]) -> None:
+    """Be the program of ``Runtime.server_app_command`` in this process; ends by SystemExit."""
+    sys.argv = list(argv)
+    importlib.import_module("flwr.superlink.cli.flwr_serverapp").flwr_serverapp()
 
 
 def hurry(grid: Grid) -> Callable[[], int]:

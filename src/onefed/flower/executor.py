@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from onefed.flower import adapter, adapter_runtime, task_record
+from onefed.flower import adapter, adapter_runtime, nursery, task_record
+from onefed.flower.launcher import Launcher, NurseryDiedError
+from onefed.telemetry import events
+from onefed.telemetry.log import EventLog
 
 POLL_S = 0.5
 """Between two questions for work; each costs about 20 ms of CPU, half of it in the SuperLink."""
@@ -28,6 +30,15 @@ POLL_FAST_S = 0.1
 """While work is likely: after our own start and after the end of a ServerApp."""
 
 FAST_FOR_S = 10.0
+
+REFUSED_REPORT_S = 10.0
+SILENT_REPORT_S = 60.0
+"""A SuperLink that refuses us, or does not answer, for so long is told as an event. One that starts
+may take a quarter of a minute to answer, and answers right from then on."""
+
+END_LIMIT_S = 2.0
+END_LOOK_S = 0.05
+"""ServerApps that are asked to end may say their last words for so long."""
 
 
 class Executor:
@@ -38,66 +49,132 @@ class Executor:
         runtime: adapter_runtime.Runtime,
         *,
         record: Path,
-        spawn: Callable[[list[str]], subprocess.Popen[bytes]],
+        launcher: Launcher,
         clock: Callable[[], float],
+        sleep: Callable[[float], None],
     ) -> None:
         self._runtime = runtime
         self._record = record
-        self._spawn = spawn
+        self._launcher = launcher
         self._clock = clock
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._sleep = sleep
+        self._running: list[task_record.TaskRecord] = []
         self._hurry_until = clock() + FAST_FOR_S
 
     def step(self) -> float:
         """Reap what has ended, start what waits; returns the pause before the next step."""
-        running = [process for process in self._running if process.poll() is None]
+        running = [record for record in self._running if record.lives()]
         if len(running) < len(self._running):
             self._hurry_until = self._clock() + FAST_FOR_S
         self._running = running
+        if not self._launcher.is_ready():
+            return POLL_FAST_S
         task = self._runtime.acquire()
         if task is not None:
-            process = self._spawn(self._runtime.server_app_command(task, parent=os.getpid()))
-            self._running.append(process)
-            task_record.write(self._record, task_record.TaskRecord.of(task.run_id, process.pid))
+            command = self._runtime.server_app_command(task, parent=os.getpid())
+            record = self._launcher.start(task.run_id, command)
+            self._running.append(record)
+            task_record.write(self._record, record)
         return POLL_FAST_S if self._clock() < self._hurry_until else POLL_S
 
     def end(self) -> None:
         """End the ServerApps: whatever they announced is on disk."""
-        for process in self._running:
-            process.terminate()
+        for record in self._running:
+            record.terminate()
+        limit_s = self._clock() + END_LIMIT_S
+        while any(record.lives() for record in self._running) and self._clock() < limit_s:
+            self._sleep(END_LOOK_S)
+
+
+class Complaint:
+    """Tells people of a SuperLink that hands out no tasks for long; asking goes on meanwhile."""
+
+    def __init__(
+        self, emit: Callable[[events.Event], None], *, clock: Callable[[], float], address: str
+    ) -> None:
+        self._emit = emit
+        self._clock = clock
+        self._address = address
+        self._since_s: float | None = None
+        self._told = False
+
+    def hear(self, error: adapter.SuperLinkError) -> None:
+        """One more try was in vain."""
+        if self._since_s is None:
+            self._since_s = self._clock()
+        waited_s = self._clock() - self._since_s
+        limit_s = SILENT_REPORT_S if error.status is None else REFUSED_REPORT_S
+        if waited_s >= limit_s and not self._told:
+            self._told = True
+            self._emit(
+                events.Notice(
+                    "ERROR",
+                    f"No run can start: for {waited_s:.0f} s the SuperLink at {self._address} has "
+                    f"given its executor no tasks. {error} It goes on asking.",
+                )
+            )
+
+    def over(self) -> None:
+        """The SuperLink has answered."""
+        if self._told:
+            self._emit(events.Notice("INFO", "The SuperLink hands out tasks again."))
+        self._since_s, self._told = None, False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start ServerApps until SIGTERM."""
+    """Start ServerApps until SIGTERM, or until none can be forked any more."""
+    # First of all: the nursery has to come from a process without threads.
+    forks = nursery.start()
     options = _options(arguments)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    launcher = Launcher(forks, clock=time.monotonic, say=_say)
+    address = options.runtime_api_address
     runtime = adapter_runtime.Runtime(
-        options.runtime_api_address, options.root_certificates, options.superexec_auth_secret_file
+        address, options.root_certificates, options.superexec_auth_secret_file
     )
-    executor = Executor(runtime, record=options.record, spawn=_spawn, clock=time.monotonic)
-    said = ""
-    while not stopping.is_set():
-        pause_s = POLL_S
-        try:
-            pause_s = executor.step()
-            said = ""
-        except adapter.SuperLinkError as error:  # it may be starting
-            if error.message != said:
-                said = error.message
-                sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {said}\n")
-        stopping.wait(pause_s)
-    executor.end()
-    runtime.close()
+    executor = Executor(
+        runtime, record=options.record, launcher=launcher, clock=time.monotonic, sleep=time.sleep
+    )
+    complaint = Complaint(_emitter(os.environ), clock=time.monotonic, address=address)
+    try:
+        _work(executor, complaint, stopping)
+    except NurseryDiedError as error:
+        _say(str(error))
+        return int(error.exit_code)
+    finally:
+        executor.end()
+        launcher.close()
+        runtime.close()
     return 0
 
 
-def _spawn(argv: list[str]) -> subprocess.Popen[bytes]:
-    # What it prints goes to the SuperLink, and from there into the log of the run.
-    return subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def _work(executor: Executor, complaint: Complaint, stopping: threading.Event) -> None:
+    said = ""
+    while not stopping.is_set():
+        pause_s = POLL_FAST_S
+        try:
+            pause_s = executor.step()
+            said = ""
+            complaint.over()
+        except adapter.SuperLinkError as error:  # it may be starting
+            complaint.hear(error)
+            if error.message != said:
+                said = error.message
+                _say(said)
+        stopping.wait(pause_s)
+
+
+def _emitter(environ: Mapping[str, str]) -> Callable[[events.Event], None]:
+    path = environ.get("ONEFED_EVENTS")
+    if path is None:
+        return lambda _: None
+    return EventLog(Path(path), "superlink", lambda: datetime.now(UTC)).emit
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

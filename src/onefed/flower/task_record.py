@@ -45,10 +45,17 @@ class TaskRecord:
 
     def kill(self) -> None:
         """End it at once, if it lives."""
+        self._send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end, if it lives."""
+        self._send(signal.SIGTERM)
+
+    def _send(self, signal_number: signal.Signals) -> None:
         process = self._process()
         if process is not None:
             with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(signal_number)
 
     def _process(self) -> psutil.Process | None:
         with contextlib.suppress(psutil.Error):

@@ -6,7 +6,6 @@
 ``workers``     the node's side of the processes that run apps
 ``forks``       these processes
 ``wire``        how messages go between the two
-``randomness``  fresh random numbers in forked processes
 ``calls``       what the app was given to do, on disk
 ``health``      ``GET /health``
 ``__main__``    the program

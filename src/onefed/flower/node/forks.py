@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
-import gc
 import json
 import os
 import signal
@@ -26,26 +24,18 @@ import socket
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any, NoReturn
 
 from flwr.clientapp import ClientApp
 
 from onefed import failpoints
-from onefed.flower import adapter_fleet
-from onefed.flower.node import randomness, wire
+from onefed.flower import adapter_fleet, forking, randomness
+from onefed.flower.node import wire
 
 SERVE, LOAD, MESSAGE = b"serve", b"load", b"message"
 
 DATAGRAM_BYTES_MAX = 16_384
 REASON_CHARS_MAX = 1000
-
-DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")
-"""A process that has one of these open cannot fork a child that uses it, too."""
-
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-"""Loaded here because nothing should be loaded between fork and prctl."""
 
 
 def start_nursery(reach: failpoints.Reach = failpoints.nothing) -> socket.socket:
@@ -54,18 +44,13 @@ def start_nursery(reach: failpoints.Reach = failpoints.nothing) -> socket.socket
     Args:
         reach: where a test holds a child.
     """
-    ours, theirs = pair()
+    ours, theirs = forking.pair()
     if os.fork() == 0:
         ours.close()
         os.setsid()  # a signal to the node's group is the node's to handle
         _Server(theirs, reach).run()
     theirs.close()
     return ours
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a channel that keeps datagrams apart and tells when the other end is gone."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class _Server:
@@ -99,13 +84,12 @@ class _Server:
         parent = os.getppid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end)
-        _die_with_parent(signal.SIGTERM, parent)
-        gc.collect()
-        gc.freeze()  # a collection in a child would copy every page
+        forking.die_with_parent(signal.SIGTERM, parent)
+        forking.settle()
 
     def _end(self, *_: object) -> NoReturn:
         if self._child:
-            _kill_group(self._child)
+            forking.kill_group(self._child)
         os._exit(0)
 
     def _reap(self) -> None:
@@ -133,10 +117,9 @@ class _Server:
             reason = f"{type(error).__name__}: {error}"
             self._say(loaded=False, reason=reason[:REASON_CHARS_MAX])
             return
-        gc.collect()
-        gc.freeze()
+        forking.settle()
         seconds = time.monotonic() - began_s
-        self._say(loaded=True, seconds=seconds, hazards=_hazards())
+        self._say(loaded=True, seconds=seconds, hazards=forking.hazards())
 
     def _fork_child(self, channel: socket.socket) -> None:
         sys.stdout.flush()
@@ -144,13 +127,13 @@ class _Server:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _die_with_parent(signal.SIGKILL, server)
+            forking.die_with_parent(signal.SIGKILL, server)
             self._control.close()
             _handle(channel, self._app, self._keys, self._reach)
         self._child = pid
         self._say(pid=pid)
         _, status = os.waitpid(pid, 0)
-        _kill_group(pid)  # whatever the app has started and left behind
+        forking.kill_group(pid)  # whatever the app has started and left behind
         self._child = 0
         self._say(ended=pid, status=os.waitstatus_to_exitcode(status))
 
@@ -195,32 +178,3 @@ def _handle(
             sys.stderr.flush()
         finally:
             os._exit(exit_code)
-
-
-def _hazards() -> list[str]:
-    """Why this process had better not fork; empty where nothing speaks against it."""
-    found = []
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
-        found.append(f"{threads - 1} threads run in it")
-    devices = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the one that lists the folder is closed by now
-            if (target := str(entry.readlink())).startswith(DEVICES):
-                devices.add(target)
-    if devices:
-        found.append(f"it has {', '.join(sorted(devices))} open")
-    return found
-
-
-def _die_with_parent(signal_number: int, parent: int) -> None:
-    """Have the kernel end this process when its parent dies. Linux only; else nothing."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal_number)
-    if os.getppid() != parent:  # it died before the kernel was told
-        os._exit(1)
-
-
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)

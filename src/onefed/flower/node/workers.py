@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from onefed.errors import OnefedError
+from onefed.flower import forking
 from onefed.flower.adapter_fleet import Answer, AppReference, Task
 from onefed.flower.node import forks, wire
 
@@ -105,7 +106,7 @@ class Workers:
 
     def _warm_up(self, app: AppReference, fab: bytes) -> str | None:
         """Fork a process and load the app into it; returns why it is not to be used."""
-        ours, theirs = forks.pair()
+        ours, theirs = forking.pair()
         with theirs:
             try:
                 socket.send_fds(self._nursery, [forks.SERVE], [theirs.fileno()])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from onefed.flower.node import randomness
+from onefed.flower import randomness
 
 
 @pytest.fixture(autouse=True)
