@@ -2,7 +2,8 @@
 
 What systemd does in a VM (``Restart=always``, a stop by SIGTERM to the whole group, a limit on how
 long that may take) is done here by one small loop per program.
-A program that keeps dying young is given up, so that a machine never spins.
+A program that worked is started again at once, however often it is killed; one that keeps dying
+before it ever worked waits longer and longer and is given up, so that a machine never spins.
 """
 
 from __future__ import annotations
@@ -21,11 +22,18 @@ from pathlib import Path
 RESTART_DELAY_S = 1.0
 """First pause before a restart; doubles with every early death."""
 
+RESTART_DELAY_WORKED_S = 0.1
+"""Before the restart of a program that had worked: something killed it, and others wait for it."""
+
 RESTART_DELAY_MAX_S = 10.0
 """The units of a VM wait this long (``RestartSec=10``)."""
 
 EARLY_DEATH_S = 10.0
-"""A program that lived longer than this starts again with the first pause."""
+"""A program that does not say when it works and lived longer than this starts again with the first
+pause."""
+
+PORT_LOOK_S = 0.5
+"""How often a program's port is tried until it takes a connection, once."""
 
 EARLY_DEATHS_MAX = 5
 """Given up after so many early deaths in a row."""
@@ -57,6 +65,10 @@ class Program:
     """After SIGTERM, before SIGKILL."""
     early_deaths_more: int = 0
     """Beyond ``EARLY_DEATHS_MAX``, for a program that others refuse for a while after a crash."""
+    worked_file: Path | None = None
+    """It makes this file as soon as it does its work (``ONEFED_WORKED_FILE`` names it)."""
+    worked_port: int | None = None
+    """It does its work as soon as it takes connections on this port of 127.0.0.1."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,8 @@ class Restart:
     exit_code: int
     """Negative: the signal that killed it. ``NOT_STARTED``: the start before this one failed."""
     attempt: int
-    """Early deaths in a row; 1 after a death that was not early, too."""
+    """Early deaths in a row; 1 after a death that was not early, too. One that had worked did not
+    die early."""
     delay_s: float
     """Until the next start, if there is one."""
     given_up: bool
@@ -86,6 +99,8 @@ class ProcessRuntime:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         """Without those whose death was dealt with: their ids may be somebody else's by now."""
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._answered: set[str] = set()
+        """Programs whose living process has taken a connection."""
 
     async def start(self, program: Program) -> None:
         """Start a program and keep it running.
@@ -129,10 +144,17 @@ class ProcessRuntime:
         deaths = 0
         while True:
             started = loop.time()
-            exit_code = await self._death(program.name)
-            deaths = 0 if loop.time() - started > EARLY_DEATH_S else deaths + 1
+            async with asyncio.TaskGroup() as group:
+                trying = group.create_task(self._try_port(program))
+                exit_code = await self._death(program.name)
+                trying.cancel()
+            worked = self._has_worked(program)
+            early = not worked and loop.time() - started <= EARLY_DEATH_S
+            deaths = deaths + 1 if early else 0
             attempt = max(1, deaths)
             delay_s = min(RESTART_DELAY_S * 2 ** (attempt - 1), RESTART_DELAY_MAX_S)
+            if worked:
+                delay_s = RESTART_DELAY_WORKED_S
             given_up = deaths >= EARLY_DEATHS_MAX + program.early_deaths_more
             self._on_restart(Restart(program.name, exit_code, attempt, delay_s, given_up))
             if given_up:
@@ -140,6 +162,24 @@ class ProcessRuntime:
             await asyncio.sleep(delay_s)
             with contextlib.suppress(OSError):  # its log says why; it counts as an early death
                 self._processes[program.name] = await _spawn(program)
+
+    async def _try_port(self, program: Program) -> None:
+        """Connect to the program's port until it takes a connection."""
+        self._answered.discard(program.name)
+        if program.worked_port is None:
+            return
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", program.worked_port)
+                writer.close()
+                self._answered.add(program.name)
+                return
+            await asyncio.sleep(PORT_LOOK_S)
+
+    def _has_worked(self, program: Program) -> bool:
+        """Whether the process that has just died had done its work."""
+        told = program.worked_file is not None and program.worked_file.exists()
+        return told or program.name in self._answered
 
     async def _death(self, name: str) -> int:
         """Wait until the program is dead, and end what it left behind; returns its exit code."""
@@ -160,6 +200,8 @@ def die_with_parent(signal_number: int) -> None:
 
 async def _spawn(program: Program) -> asyncio.subprocess.Process:
     program.log.parent.mkdir(parents=True, exist_ok=True)
+    if program.worked_file is not None:
+        program.worked_file.unlink(missing_ok=True)  # of the process before
     descriptor = os.open(program.log, _LOG_FLAGS, LOG_MODE)
     try:
         return await asyncio.create_subprocess_exec(

@@ -126,11 +126,14 @@ def superlink(
     }
     separate = settings.isolation == "process"
     return (
-        _program(
-            "superlink", [*link, *(secret if separate else ())], mine, paths, SUPERLINK_STOP_S
+        replace(
+            _program(
+                "superlink", [*link, *(secret if separate else ())], mine, paths, SUPERLINK_STOP_S
+            ),
+            worked_port=settings.superlink_port,
         ),
-        *((_program("superexec", execution, mine, paths, SUPERLINK_STOP_S),) if separate else ()),
-        _program("supervisor", supervise, mine, paths, SUPERLINK_STOP_S),
+        *((_ours("superexec", execution, mine, paths, SUPERLINK_STOP_S),) if separate else ()),
+        _ours("supervisor", supervise, mine, paths, SUPERLINK_STOP_S),
         *(
             (_program("gateway", gateway_command(paths), {}, paths, GATEWAY_STOP_S),)
             if settings.gateway
@@ -179,7 +182,7 @@ def supernode(
     if settings.isolation == "process":
         ours = [sys.executable, "-P", "-m", "onefed.flower.node", *shared]
         ours += ["--identity", str(paths.node_key), "--app-start", settings.app_start]
-        return (_program("supernode", ours, mine, paths, SUPERNODE_STOP_S),)
+        return (_ours("supernode", ours, mine, paths, SUPERNODE_STOP_S),)
     stock = [
         command("flower-supernode"),
         *shared,
@@ -211,6 +214,15 @@ def database(settings: SuperLinkSettings, paths: Paths) -> Path:
 def command(name: str) -> str:
     """A program of the same Python environment as ours."""
     return str(Path(sys.executable).parent / name)
+
+
+def _ours(
+    name: str, argv: list[str], base: Mapping[str, str], paths: Paths, stop_timeout_s: float
+) -> Program:
+    """A program of ours, which says when it works (``flower.lifesign``)."""
+    worked = paths.flower_home / f"{name}.worked"
+    told = {**base, "ONEFED_WORKED_FILE": str(worked)}
+    return replace(_program(name, argv, told, paths, stop_timeout_s), worked_file=worked)
 
 
 def _program(

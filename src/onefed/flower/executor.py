@@ -20,6 +20,7 @@ from pathlib import Path
 
 from onefed.flower import adapter, adapter_runtime, nursery, task_record
 from onefed.flower.launcher import Launcher, NurseryDiedError
+from onefed.flower.lifesign import LifeSign
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -60,6 +61,8 @@ class Executor:
         self._sleep = sleep
         self._running: list[task_record.TaskRecord] = []
         self._hurry_until = clock() + FAST_FOR_S
+        self.asks = False
+        """Whether the last step asked for a task; before, no ServerApp could be started."""
 
     def step(self) -> float:
         """Reap what has ended, start what waits; returns the pause before the next step."""
@@ -67,7 +70,8 @@ class Executor:
         if len(running) < len(self._running):
             self._hurry_until = self._clock() + FAST_FOR_S
         self._running = running
-        if not self._launcher.is_ready():
+        self.asks = self._launcher.is_ready()
+        if not self.asks:
             return POLL_FAST_S
         task = self._runtime.acquire()
         if task is not None:
@@ -138,8 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime, record=options.record, launcher=launcher, clock=time.monotonic, sleep=time.sleep
     )
     complaint = Complaint(_emitter(os.environ), clock=time.monotonic, address=address)
+    sign = LifeSign(os.environ)
     try:
-        _work(executor, complaint, stopping)
+        _work(executor, complaint, sign, stopping)
     except NurseryDiedError as error:
         _say(str(error))
         return int(error.exit_code)
@@ -150,14 +155,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _work(executor: Executor, complaint: Complaint, stopping: threading.Event) -> None:
+def _work(
+    executor: Executor, complaint: Complaint, sign: LifeSign, stopping: threading.Event
+) -> None:
     said = ""
     while not stopping.is_set():
         pause_s = POLL_FAST_S
         try:
             pause_s = executor.step()
             said = ""
-            complaint.over()
+            if executor.asks:
+                complaint.over()
+                sign.give()
         except adapter.SuperLinkError as error:  # it may be starting
             complaint.hear(error)
             if error.message != said:

@@ -27,7 +27,7 @@ import psutil
 from onefed.errors import OnefedError
 from onefed.flower import adapter_runtime, forking, randomness
 
-FORK_LIMIT_S = 5.0
+FORK_LIMIT_S = 3.0
 """A fork takes milliseconds; a nursery that takes longer is stopped."""
 
 REAP_S = 1.0

@@ -30,9 +30,9 @@ RESUBMIT_DELAY_S = 1.0
 RESUBMIT_DELAY_MAX_S = 8.0
 """Before a submission after one that committed no round, doubling; none after one that did."""
 
-UNSEEN_LIMIT_S = 10.0
+UNSEEN_LIMIT_S = 5.0
 """Flower says that a run was taken, and nobody recorded its ServerApp: whoever took it has died
-in between. Recording it takes some ten milliseconds."""
+in between. Recording it takes some ten milliseconds, and at most ``nursery.FORK_LIMIT_S``."""
 
 LOG_END_S = 5.0
 """The rest of the log of a run that has finished is waited for so long."""
@@ -104,6 +104,8 @@ class RunWatch:
         self._waits_for = ""
         """What was last told of what the first submission waits for."""
         self._wait_began = self._wait_told = clock()
+        self._death_told = 0
+        """The submission whose death ``server_app_died`` has told."""
         self._control = control
         self._emit = emit
         self._state = read_state(instructions.state_file)
@@ -115,13 +117,26 @@ class RunWatch:
             return True
         if self._state.status == "running":
             self._watch()
-        elif self._told.stop_request.exists():
-            self._finish("stopped", "stopped while it was not submitted")
-        elif self._may_submit(nodes_online) and self._has_app():
-            self._submit()
-        elif not self._state.submissions:
-            self._tell_wait(nodes_online)
+        if self._state.status == "waiting":  # also since this moment
+            if self._told.stop_request.exists():
+                self._finish("stopped", "stopped while it was not submitted")
+            elif self._may_submit(nodes_online) and self._has_app():
+                self._submit()
+            elif not self._state.submissions:
+                self._tell_wait(nodes_online)
         return self._state.status in ENDED
+
+    def server_app_died(self) -> bool:
+        """Whether the ServerApp of the newest submission has died; said once of each."""
+        if self._state.status != "running":
+            return False
+        run_id = self._state.submissions[-1]
+        record = task_record.read(self._told.task_record)
+        if record is None or record.run_id != run_id or run_id == self._death_told:
+            return False
+        died = not record.lives()
+        self._death_told = run_id if died else 0
+        return died
 
     def submit(self, fab: bytes, asked: Mapping[str, Any]) -> str:
         """Take an app to run next; returns the identity of its run.

@@ -28,8 +28,8 @@ from flwr.serverapp import Grid, ServerApp
 import onefed
 from onefed import aggregate, arrays, failpoints
 from onefed.arrays import Arrays
-from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot
-from onefed.errors import ExitCode, NotFoundError, OnefedError
+from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot, writer_lock
+from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError
 from onefed.flower import adapter_grid, adapter_runtime, loop, packing, payload, strategy
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
@@ -126,6 +126,7 @@ def _train(
     plan = make_plan(run_config, app_sha256=grid.run.fab_hash)
     rule = strategy.rule(run_config)
     aggregate.require_clients(rule, plan.min_available_clients)
+    _be_the_only_writer(surroundings.recovery, emit)
     store = RecoveryStore(surroundings.recovery)
     exporter = _exporter(run_config, plan)
     if exporter is not None:
@@ -165,6 +166,29 @@ def _train(
                 total_duration_seconds=time.monotonic() - started,
             )
         )
+
+
+def _be_the_only_writer(recovery: Path, emit: Callable[[events.Event], None]) -> None:
+    """Take the recovery store for this process; ends it where another one keeps it.
+
+    By SystemExit, since an exception would tell Flower that the app is at fault: the supervisor
+    sees a death, and submits the run again.
+    """
+
+    def say(holder: int) -> None:
+        emit(
+            events.Notice(
+                "WARNING",
+                f"Another ServerApp (process {holder}) still has the recovery store; this one "
+                f"waits for its end, {writer_lock.WAIT_S:.0f} s at most.",
+            )
+        )
+
+    try:
+        writer_lock.take(recovery, clock=time.monotonic, sleep=time.sleep, waiting=say)
+    except InUseError as error:
+        emit(events.Notice("ERROR", str(error)))
+        raise SystemExit(int(error.exit_code)) from error
 
 
 def make_plan(run_config: Mapping[str, Any], *, app_sha256: str) -> loop.Plan:

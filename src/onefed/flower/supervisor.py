@@ -21,6 +21,7 @@ from onefed.errors import OnefedError, StorageError
 from onefed.flower import adapter, enrolment_server
 from onefed.flower.desk import Desk
 from onefed.flower.instructions import Instructions
+from onefed.flower.lifesign import LifeSign
 from onefed.flower.registration import Registrar
 from onefed.flower.roster import Roster
 from onefed.flower.run_watch import RunWatch
@@ -30,6 +31,9 @@ from onefed.telemetry.log import EventLog
 
 POLL_S = 0.5
 """One round of looking: new keys, nodes that came or went, the state of the run."""
+
+DEATH_LOOK_S = 0.05
+"""In between, the kernel is asked whether the ServerApp of a run lives; that costs 0.1 ms."""
 
 
 class Supervisor:
@@ -67,11 +71,20 @@ class Supervisor:
         )
         self._desk = Desk(instructions, roster, self._nodes, self._run, control=control, now=now)
 
-    def step(self) -> bool:
-        """Look once at everything; True when the run has ended, until another is submitted."""
-        self._desk.look()
-        self._nodes.look()
+    def step(self, *, only_the_run: bool = False) -> bool:
+        """Look once at everything; True when the run has ended, until another is submitted.
+
+        Args:
+            only_the_run: it waits for us, and nothing else does.
+        """
+        if not only_the_run:
+            self._desk.look()
+            self._nodes.look()
         return self._run.look(len(self._nodes.online))
+
+    def server_app_died(self) -> bool:
+        """Whether the ServerApp of the run has died, said once; asks only the kernel."""
+        return self._run.server_app_died()
 
 
 def main(arguments: list[str]) -> int:
@@ -105,7 +118,7 @@ def main(arguments: list[str]) -> int:
         )
         if told.enrolment_socket is not None:
             enrolment_server.start(told.enrolment_socket, told.requests)
-        _supervise(supervisor, stopping)
+        _supervise(supervisor, LifeSign(os.environ), stopping)
         control.close()
     except OnefedError as error:
         log.emit(events.Notice("ERROR", str(error)))
@@ -123,19 +136,30 @@ def committed_round(recovery: Path) -> int:
     return 0 if newest is None else newest.round_number
 
 
-def _supervise(supervisor: Supervisor, stopping: threading.Event) -> None:
+def _supervise(supervisor: Supervisor, sign: LifeSign, stopping: threading.Event) -> None:
     """Look again and again, until we are stopped."""
-    said = ""
+    said, died = "", False
     while not stopping.is_set():
         try:
-            supervisor.step()
+            supervisor.step(only_the_run=died)
+            sign.give()
             said = ""
         except (adapter.SuperLinkError, onegate.OneGateError) as error:
             # The servers may be starting; the next look is half a second away.
             if error.message != said:
                 said = error.message
                 _say(said)
-        stopping.wait(POLL_S)
+        died = _wait(supervisor, stopping)
+
+
+def _wait(supervisor: Supervisor, stopping: threading.Event) -> bool:
+    """A pause, which ends when the ServerApp dies; returns whether it did."""
+    for _ in range(round(POLL_S / DEATH_LOOK_S)):
+        if stopping.wait(DEATH_LOOK_S):
+            break
+        if supervisor.server_app_died():
+            return True
+    return False
 
 
 def _say(text: str) -> None:

@@ -9,10 +9,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,60 @@ def test_a_program_that_lived_long_enough_is_never_given_up(
 
     restarts = play(scene).restarts
     assert {(restart.attempt, restart.delay_s) for restart in restarts} == {(1, 0.01)}
+
+
+def test_a_program_that_worked_is_started_again_at_once_however_often_it_is_killed(
+    play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "EARLY_DEATHS_MAX", 2)
+    monkeypatch.setattr(process, "RESTART_DELAY_S", LIMIT_S)
+    monkeypatch.setattr(process, "RESTART_DELAY_WORKED_S", 0.005)
+    work = "open('worked', 'w').close(); raise SystemExit(3)"
+
+    async def scene(bench: Bench) -> None:
+        program = bench.program(work)
+        await bench.runtime.start(replace(program, worked_file=bench.folder / "worked"))
+        await bench.until(lambda: len(bench.restarts) >= 4)
+
+    restarts = play(scene).restarts
+    assert {(each.attempt, each.delay_s, each.given_up) for each in restarts} == {(1, 0.005, False)}
+
+
+def test_what_the_process_before_had_done_does_not_count(
+    play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "EARLY_DEATHS_MAX", 2)
+    monkeypatch.setattr(process, "RESTART_DELAY_WORKED_S", 0.005)
+    once = """
+import pathlib
+first = pathlib.Path("first")
+if not first.exists():
+    first.touch()
+    pathlib.Path("worked").touch()
+"""
+
+    async def scene(bench: Bench) -> None:
+        program = bench.program(once)
+        await bench.runtime.start(replace(program, worked_file=bench.folder / "worked"))
+        await bench.until(lambda: bench.runtime.given_up("program"))
+
+    attempts = [(each.attempt, each.delay_s) for each in play(scene).restarts]
+    assert attempts == [(1, 0.005), (1, 0.01), (2, 0.02)]
+
+
+def test_a_program_that_took_a_connection_has_worked(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PORT_LOOK_S", POLL_S)
+    monkeypatch.setattr(process, "RESTART_DELAY_WORKED_S", 0.005)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve = f"import socket; socket.create_server(('127.0.0.1', {port})).accept()"
+
+    async def scene(bench: Bench) -> None:
+        await bench.runtime.start(replace(bench.program(serve), worked_port=port))
+        await bench.until(lambda: len(bench.restarts) >= 2)
+
+    assert {each.delay_s for each in play(scene).restarts} == {0.005}
 
 
 def test_a_program_that_cannot_be_started_says_so_at_once(play) -> None:

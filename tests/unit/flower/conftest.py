@@ -506,6 +506,15 @@ def plain_superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def guarded_superlink(tmp_path: Path) -> Iterator[str]:
+    """Address of a real SuperLink without TLS whose Runtime API asks for a secret."""
+    (tmp_path / "guard").write_text("9ua4d" * 10)
+    secret = ("--superexec-auth-secret-file", str(tmp_path / "guard"))
+    with superlink_process(tmp_path, "--insecure", *secret, tls=False) as address:
+        yield address
+
+
 @pytest.fixture(scope="module")
 def tls_superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A real SuperLink with TLS and node keys, as a coordinator runs it."""

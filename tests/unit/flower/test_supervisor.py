@@ -671,6 +671,23 @@ class TestDeadServerApp:
         assert second.override_config["run"] == first.override_config["run"]
         assert [event.attempt for event in with_app.of(events.RunSubmitted)] == [1, 2]
 
+    def test_the_death_is_told_once_and_then_only_the_run_is_looked_at(
+        self, with_app: Coordinator
+    ) -> None:
+        watching = with_app.running()
+        assert not watching.server_app_died(), "nobody has recorded it"
+        process = with_app.server_app_starts()
+        assert not watching.server_app_died()
+        process.kill()
+        process.wait()
+
+        assert watching.server_app_died()
+        assert not watching.server_app_died()
+        assert not watching.step(only_the_run=True)
+
+        assert len(with_app.runs()) == 2
+        assert not watching.server_app_died(), "the record is that of the one before"
+
     def test_one_that_only_waits_to_be_reaped_is_dead(self, with_app: Coordinator) -> None:
         watching = with_app.running()
         process = with_app.server_app_starts()
@@ -685,11 +702,12 @@ class TestDeadServerApp:
     def test_a_kill_between_giving_up_and_submitting_makes_one_new_run(
         self, with_app: Coordinator
     ) -> None:
-        watching = with_app.running()
+        with_app.running()
         process = with_app.server_app_starts()
         process.kill()
         process.wait()
-        assert not watching.step()
+        given_up = {**with_app.state(), "status": "waiting"}
+        with_app.told.state_file.write_text(json.dumps(given_up))
 
         assert not with_app.boot().step()
 
@@ -717,7 +735,7 @@ class TestDeadServerApp:
         with_app.clock.sleep(1)
         assert not watching.step()
 
-        assert with_app.state()["status"] == "waiting"
+        assert [event.attempt for event in with_app.of(events.RunSubmitted)] == [1, 2]
 
     def test_the_record_of_another_run_says_nothing(self, with_app: Coordinator) -> None:
         watching = with_app.running()
@@ -757,14 +775,14 @@ class TestDeadServerApp:
         watching = with_app.running()
         waited = []
         for _ in range(run_watch.SUBMISSIONS_MAX - 1):
-            with_app.run_dies()
-            watching.step()
             before = len(with_app.runs())
+            with_app.run_dies()
             begun = with_app.clock()
+            watching.step()
             while len(with_app.runs()) == before:
-                watching.step()
                 with_app.clock.sleep(0.5)
-            waited.append(with_app.clock() - begun - 0.5)
+                watching.step()
+            waited.append(with_app.clock() - begun)
             with_app.server.run_starts(with_app.runs()[-1].run_id)
 
         assert waited == [0.0, 1.0, 2.0, 4.0]

@@ -20,6 +20,7 @@ from pathlib import Path
 from onefed import failpoints
 from onefed.errors import OnefedError
 from onefed.flower import adapter_fleet
+from onefed.flower.lifesign import LifeSign
 from onefed.flower.node import calls, forks
 from onefed.flower.node.health import Health
 from onefed.flower.node.loop import Limits, Node, Wake
@@ -88,6 +89,7 @@ def _run(options: argparse.Namespace, workers: Workers, wake: Wake) -> int:
         random=uniform,
         warn=_warner(),
         note=calls.Calls(folder, lambda: datetime.now(UTC)).note,
+        joined=LifeSign(os.environ).give,
     )
     heart = Heart(fleet, membership, uniform)
     health = Health(

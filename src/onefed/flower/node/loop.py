@@ -51,9 +51,9 @@ RUNS_MAX = 16
 SERIES_MAX = 64
 """Runs and states of apps that a node remembers; the oldest are forgotten."""
 
-LOOK_S = 5.0
+LOOK_S = 1.0
 """While an app works, the node asks this often whether its run still wants a reply; in a large
-fleet as often as it would ask for messages."""
+fleet as often as it would ask for messages. A run that was submitted again waits for so long."""
 
 JOIN_FIRST_S = 1.0
 JOIN_MAX_S = 5.0
@@ -126,6 +126,7 @@ class Node:
         random: Callable[[], float],
         warn: Callable[[str], None],
         note: Callable[[Instruction], None] = lambda _: None,
+        joined: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -134,6 +135,7 @@ class Node:
             random: uniform in [0, 1).
             warn: told what a person should know.
             note: told what the app is given to do, before it has it.
+            joined: told whenever the SuperLink has taken this node.
         """
         self._fleet = fleet
         self._membership = membership
@@ -145,6 +147,7 @@ class Node:
         self._wall_clock = wall_clock
         self._warn = warn
         self._note = note
+        self._joined = joined
         self._random = random
         self._fleet_size = fleet_size
         self._polling = Polling(fleet_size, now_s=clock(), random=random)
@@ -231,6 +234,7 @@ class Node:
             else:
                 self._found_again()
                 self.is_connected = True
+                self._joined()
                 _LOG.info("Joined as node %s.", self._membership.node_id)
                 return
 
@@ -333,7 +337,9 @@ class Node:
         known = self._runs.get(run_id)
         if known is None:
             run = self._insist(instruction, lambda: self._fleet.run(node_id, run_id))
-            fab = self._insist(instruction, lambda: self._fleet.fab(node_id, run))
+            fab = self._known_fab(run) or self._insist(
+                instruction, lambda: self._fleet.fab(node_id, run)
+            )
             context = adapter_fleet.new_context(run, fab, node_id, self._node_config)
             if run.series_id in self._contexts:
                 context = adapter_fleet.keep_state(context, self._contexts[run.series_id])
@@ -344,6 +350,13 @@ class Node:
         _forget(self._runs, RUNS_MAX)
         _forget(self._contexts, SERIES_MAX)
         return known
+
+    def _known_fab(self, run: adapter_fleet.Run) -> bytes | None:
+        """The same app, of an earlier run: a run that is submitted again brings no other."""
+        for known, fab in self._runs.values():
+            if known.fab_hash == run.fab_hash:
+                return fab
+        return None
 
     def _receive(self, instruction: Instruction) -> dict[str, bytes]:
         """All parts of a message; those of the last one need not come again."""

@@ -42,7 +42,7 @@ STRETCH = 0.25
 """Share by which a pause is stretched at most."""
 
 LOST_FIRST_S = 0.2
-LOST_MAX_S = 2.0
+LOST_MAX_S = 1.0
 """Pauses while the SuperLink does not answer; a restarted one has its nodes back in seconds."""
 
 
