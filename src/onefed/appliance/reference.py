@@ -156,11 +156,15 @@ show it start again: no node has to trust anything new, and nothing is deployed 
 
 ## Programs
 
-Programs run until the machine stops: one that dies is started again after \
-{process.RESTART_DELAY_S:.0f} s, at most {process.RESTART_DELAY_MAX_S:.0f} s.
-One that dies {process.EARLY_DEATHS_MAX} times in a row within {process.EARLY_DEATH_S:.0f} s of \
-its start is given up, and the machine with it.
-A SuperNode has {programs.SUPERNODE_EARLY_DEATHS_MORE} starts more: after a crash its SuperLink \
+Programs run until the machine stops.
+One that dies after it did its work is started again after {process.RESTART_DELAY_WORKED_S} s, \
+however often: the SuperLink took a connection, the executor and the supervisor had an answer of \
+the SuperLink, the node had joined.
+Any other is started again after {process.RESTART_DELAY_S:.0f} s, later each time, at most \
+{process.RESTART_DELAY_MAX_S:.0f} s; one that dies {process.EARLY_DEATHS_MAX} times in a row \
+within {process.EARLY_DEATH_S:.0f} s of its start is given up, and the machine with it.
+With systemd the pause is {units.RESTART_S} s, and there is no limit.
+A stock SuperNode has {programs.SUPERNODE_EARLY_DEATHS_MORE} starts more: after a crash its SuperLink \
 refuses it for about a minute.
 A program sees only the environment that the machine makes for it.
 """

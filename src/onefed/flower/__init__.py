@@ -6,8 +6,13 @@ bundle       a Flower app directory, checked and packed; managed apps get our Se
 clients      which node is which client: stable keys, seeded sampling
 exchange     one phase of a round: send, collect, sort out what came back
 executor     our SuperExec: starts a ServerApp for each run, and writes down its process
+forking      what processes need that fork others
 instructions what the supervisor is told by the boot
+launcher     how the executor starts a ServerApp: forked, else as a program
+lifesign     how a program tells its keeper that it does its work
 loop         the rounds: true numbers, quorum, deadline, rule, recovery, events
+nursery      a process that has imported a ServerApp, and forks one for each task
+randomness   fresh random numbers in forked processes
 registration which nodes may connect, and which are connected
 report       what a ServerApp that is not ours prints, read as events
 run_log      what a ServerApp prints: into a file and as events
