@@ -164,8 +164,8 @@ Any other is started again after {process.RESTART_DELAY_S:.0f} s, later each tim
 {process.RESTART_DELAY_MAX_S:.0f} s; one that dies {process.EARLY_DEATHS_MAX} times in a row \
 within {process.EARLY_DEATH_S:.0f} s of its start is given up, and the machine with it.
 With systemd the pause is {units.RESTART_S} s, and there is no limit.
-A stock SuperNode has {programs.SUPERNODE_EARLY_DEATHS_MORE} starts more: after a crash its SuperLink \
-refuses it for about a minute.
+A stock SuperNode has {programs.SUPERNODE_EARLY_DEATHS_MORE} starts more: after a crash its \
+SuperLink refuses it for about a minute.
 A program sees only the environment that the machine makes for it.
 """
 
