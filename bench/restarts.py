@@ -11,6 +11,7 @@ shared one, so the last column is the gap in such rounds. About four minutes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -19,13 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 import record
+
+from onefed.local import victims
+from onefed.local.state import StateDir
 
 PROGRAM = (sys.executable, "-m", "onefed.cli.main")
 NAME = "restarts"
@@ -39,38 +42,16 @@ ROUNDS_BETWEEN = 3
 GAP_LIMIT_S = 120.0
 LOOK_S = 0.02
 
-Matches = Callable[[psutil.Process], bool]
-
-
-def _runs(module: str) -> Matches:
-    """The oldest process of a program: what it has forked shows the same command line."""
-
-    def matches(process: psutil.Process) -> bool:
-        parent = process.parent()
-        return f" -m {module} " in _line(process) and (
-            parent is None or f" -m {module} " not in _line(parent)
-        )
-
-    return matches
-
-
-def _is_client_app(process: psutil.Process) -> bool:
-    """The process that has the app, or handles a message: the last of its line."""
-    return "onefed.flower.node" in _line(process) and not process.children()
-
-
-def _line(process: psutil.Process) -> str:
-    return " ".join(process.cmdline()) + " "
-
-
-VICTIMS: dict[str, Matches] = {
-    "ServerApp": lambda process: process.name() == "flwr-serverapp",
-    "executor": _runs("onefed.flower.executor"),
-    "SuperLink": lambda process: "flower-superlink" in _line(process),
-    "supervisor": _runs("onefed.flower.supervisor"),
-    "one node": _runs("onefed.flower.node"),
-    "ClientApp": _is_client_app,
+VICTIMS = {
+    "ServerApp": victims.SERVER_APP,
+    "executor": "superexec",
+    "SuperLink": "superlink",
+    "supervisor": "supervisor",
+    "one node": "supernode/0",
+    "ClientApp": "supernode/0",
 }
+"""What is killed, and its name in ``onefed.local.victims``; a ClientApp is the last that the node
+has forked: the process of a message, or the one that has the app loaded."""
 
 
 class Federation:
@@ -100,20 +81,16 @@ class Federation:
             time.sleep(LOOK_S)
         return found
 
-    def kill(self, matches: Matches, draw: random.Random) -> float:
+    def kill(self, victim: str) -> float:
         """Kill one process; returns when, seconds since 1970."""
         while True:
-            found = []
-            for process in psutil.process_iter():
-                try:
-                    mine = process.environ().get("ONEFED_STATE_DIR") == str(self.folder)
-                    if mine and matches(process):
-                        found.append(process)
-                except psutil.Error:
-                    continue
-            if found:
-                draw.choice(sorted(found, key=lambda each: each.pid)).kill()
-                return time.time()
+            with contextlib.suppress(psutil.Error):
+                process = victims.find(StateDir(self.folder), VICTIMS[victim])
+                while victim == "ClientApp" and process is not None and process.children():
+                    process = process.children()[-1]
+                if process is not None:
+                    process.kill()
+                    return time.time()
 
     def _onefed(self, *arguments: str) -> None:
         subprocess.run(
@@ -121,14 +98,14 @@ class Federation:
         )
 
 
-def measure(federation: Federation, matches: Matches, draw: random.Random) -> dict[str, float]:
+def measure(federation: Federation, victim: str, draw: random.Random) -> dict[str, float]:
     """One kill: the gap, a usual round just before, and the load of the machine."""
     before = federation.wait_for(len(federation.committed()) + ROUNDS_BETWEEN)
     usual_s = statistics.median(
         b - a for a, b in zip(before[-ROUNDS_BETWEEN:], before[1 - ROUNDS_BETWEEN :], strict=False)
     )
     time.sleep(draw.random() * usual_s)
-    killed_s = federation.kill(matches, draw)
+    killed_s = federation.kill(victim)
     count = sum(each < killed_s for each in federation.committed())
     gap_s = federation.wait_for(count + 1)[count] - killed_s
     return {"gap_s": gap_s, "round_s": usual_s, "load": os.getloadavg()[0]}

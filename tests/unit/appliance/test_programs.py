@@ -286,3 +286,12 @@ def test_a_stock_supernode_outlives_the_minute_in_which_its_superlink_refuses_it
         for number in range(early - 1)
     ]
     assert sum(pauses_s) > 60
+
+
+def test_whoever_keeps_a_program_learns_when_it_works_but_for_one_that_cannot_say() -> None:
+    ours = superlink()
+    assert ours["superlink"].worked_port == int(value_of(ours["superlink"], "--port") or 0)
+    for program in (ours["superexec"], ours["supervisor"], supernode()["supernode"]):
+        assert program.worked_file is not None
+        assert program.environment["ONEFED_WORKED_FILE"] == str(program.worked_file)
+    assert (stock().worked_file, stock().worked_port) == (None, None)
