@@ -41,6 +41,10 @@ READ_TIMEOUT_S = 10
 KEEP_ALIVE_S = 75
 """An idle node asks at least once a minute."""
 
+SUPERLINK_KEEP_ALIVE_S = 3
+"""Less than the 5 s after which the SuperLink (uvicorn) closes an idle connection: a request that
+is sent into one that closes is answered with 502."""
+
 STREAM_TIMEOUT_S = 3600
 """Control streams the log of a run, which may be silent for long."""
 
@@ -185,6 +189,7 @@ http {{
     upstream superlink {{
         server {wanted.superlink_address};
         keepalive 32;
+        keepalive_timeout {SUPERLINK_KEEP_ALIVE_S}s;
     }}
     proxy_http_version 1.1;
     proxy_set_header Connection "";

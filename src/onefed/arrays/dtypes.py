@@ -10,6 +10,7 @@ slices, ``.npy`` and ``.npz`` files, so no table beside the arrays has to say wh
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ QUIET_NAN = 0x7FC0
 """The bfloat16 that every NaN becomes."""
 
 
+@functools.lru_cache(maxsize=64)
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """``float32``, ``bfloat16`` ...: one of ``DTYPES``, or what numpy calls any other type."""
     if dtype.names == BFLOAT16.names and dtype.newbyteorder("=") == BFLOAT16:

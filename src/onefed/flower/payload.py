@@ -6,6 +6,7 @@ The record names are those of Flower's own strategies (``arrays``, ``config``, w
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import weakref
@@ -49,6 +50,9 @@ NUMPY = "numpy.ndarray"
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 HEADER_BYTES_MAX = 10_240
 """Of an array, header included: numpy itself reads no longer ones."""
+
+HEADERS_KEPT_MAX = 256
+"""Headers that were read already, 2.5 MB of them at most."""
 
 
 @dataclass(frozen=True)
@@ -218,15 +222,22 @@ def _view(array: Array) -> NDArray[Any]:
     Only of what ``numpy.save`` writes and no other; all else is left to Flower's reading, which
     refuses objects and whatever is no array.
     """
-    prefix = io.BytesIO(array.data[:HEADER_BYTES_MAX])
     if array.stype == NUMPY and array.data.startswith(NPY_MAGIC):
-        npy.read_magic(prefix)
-        shape, is_fortran, dtype = npy.read_array_header_1_0(prefix)
-        start, count = prefix.tell(), math.prod(shape)
+        start = len(NPY_MAGIC) + 2 + int.from_bytes(array.data[8:10], "little")
+        shape, is_fortran, dtype = _header(array.data[: min(start, HEADER_BYTES_MAX)])
+        count = math.prod(shape)
         if count and not dtype.hasobject and start + count * dtype.itemsize == len(array.data):
             elements = np.frombuffer(array.data, dtype, count, start)
             return elements.reshape(shape, order="F" if is_fortran else "C")
     return array.numpy()
+
+
+@functools.lru_cache(maxsize=HEADERS_KEPT_MAX)
+def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type; clients of one model send the same headers."""
+    stream = io.BytesIO(head)
+    npy.read_magic(stream)
+    return npy.read_array_header_1_0(stream)
 
 
 def _malformed(reply: Reply, reason: str) -> Failure:

@@ -20,6 +20,10 @@ from onefed.tls import node_keys
 LOST_DISK_LOOKS = 10
 """A machine whose node is away is asked for its key at every tenth look, OneGate being shared."""
 
+NODES_A_LOOK = 100
+"""A SuperLink spends 0.1 ms of CPU on each node that it lists: with so many more nodes they are
+looked at every second time, every third, and so on."""
+
 REFUSED = "REFUSED"
 """In ``FL_NODE_REGISTERED`` of a machine whose key the operator has revoked."""
 
@@ -84,7 +88,8 @@ class Registrar:
         if self._gate is not None:
             self._register_new_keys(self._gate)
         self._register_admitted()
-        self._watch_nodes()
+        if self._looks % (1 + len(self._nodes) // NODES_A_LOOK) == 0:
+            self._watch_nodes()
 
     def _admit_listed(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -78,7 +78,9 @@ class Native:
             for total, column in zip(totals, columns, strict=True)
             for piece in pool.pieces(total.size, FOLD_COLUMNS, count, among)
         ]
-        for _ in pool.each(work, jobs, count):
+        # Handing over the arrays of a small model would cost more than adding them.
+        is_small = among * FOLD_COLUMNS < 2 * pool.PIECE_MIN
+        for _ in pool.each(work, jobs, 1 if is_small else count):
             pass
 
     def divide(

@@ -6,7 +6,7 @@ second (docs/flower.md), so what counts is what all nodes ask together:
 * a node that got a message lately is likely to be owed another one: it asks soon, then less and
   less often, up to three times a second for a small fleet;
 * an idle node asks once a second, and less often in a fleet where that would be more than
-  ``REQUESTS_PER_S_MAX`` with everybody's heartbeats;
+  ``IDLE_REQUESTS_PER_S_MAX`` with everybody's heartbeats;
 * no two nodes keep in step: every pause is stretched at random.
 """
 
@@ -15,7 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 REQUESTS_PER_S_MAX = 30.0
-"""Of all idle nodes together, heartbeats included: a fifth of a core on the SuperLink."""
+"""Of all nodes together that are owed a message and wait for long."""
+
+IDLE_REQUESTS_PER_S_MAX = 22.0
+"""Of all idle nodes together, heartbeats included: less than a fifth of a core on the SuperLink."""
 
 POLLS_PER_S_MIN = 10.0
 """Left for asking when the heartbeats of a very large fleet need the budget."""
@@ -48,7 +51,7 @@ LOST_MAX_S = 1.0
 
 def idle_pause_s(fleet_size: int) -> float:
     """Shortest pause of an idle node, so that the whole fleet keeps the budget."""
-    polls_per_s = max(POLLS_PER_S_MIN, REQUESTS_PER_S_MAX - fleet_size / HEARTBEAT_S)
+    polls_per_s = max(POLLS_PER_S_MIN, IDLE_REQUESTS_PER_S_MAX - fleet_size / HEARTBEAT_S)
     return min(max(IDLE_MIN_S, fleet_size / polls_per_s), IDLE_MAX_S)
 
 

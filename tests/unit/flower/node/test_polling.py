@@ -26,8 +26,8 @@ def test_an_idle_fleet_keeps_its_budget_with_everybodys_heartbeats(fleet_size: i
     hour_s = 3600.0
     asked_per_s = fleet_size * asks(fleet_size, hour_s, after_s=polling.EAGER_FOR_MAX_S) / hour_s
     heartbeats_per_s = fleet_size / polling.HEARTBEAT_S
-    if fleet_size <= 400:
-        assert asked_per_s + heartbeats_per_s <= polling.REQUESTS_PER_S_MAX
+    if fleet_size <= 240:
+        assert asked_per_s + heartbeats_per_s <= polling.IDLE_REQUESTS_PER_S_MAX
     else:  # the heartbeats alone are most of it
         assert asked_per_s <= 2 * polling.POLLS_PER_S_MIN
 
