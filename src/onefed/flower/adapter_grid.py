@@ -11,13 +11,14 @@ Source: flwr 1.41.0, ``superlink/grid/http_grid.py``, ``pull_messages``.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import Message, Metadata
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.app.error import Error
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
@@ -36,6 +37,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
+_LOG = logging.getLogger(__name__)
+
 FIRST_LOOK_S = 0.2
 """The parts of a small reply follow within milliseconds: its first look may wait for them."""
 
@@ -47,6 +50,13 @@ LOOK_AGAIN_MAX_S = 1.0
 HELD_BYTES_MAX = 64 * 2**20
 """Parts of replies that are not complete. Those of one reply may be more, or a large model would
 never come; what would exceed it is asked for again."""
+
+REPLY_MODELS_MAX = 4
+REPLY_SPARE_BYTES = 64 * 2**20
+"""A reply has so many times the bytes of the largest message that was sent, and some, at most."""
+
+UNREADABLE = 1001
+"""Our own error code, beside Flower's, of a reply that is none."""
 
 FORGET_S = 60.0
 """A reply for which nobody has asked so long was given up by its round."""
@@ -64,10 +74,19 @@ class _Partial:
     look_at_s: float
     pause_s: float = 0.0
     contents: dict[str, bytes] = field(default_factory=dict)
+    held_bytes: int = 0
 
-    @property
-    def held_bytes(self) -> int:
-        return sum(map(len, list(self.contents.values())))
+    def hold(self, name: str, content: bytes) -> None:
+        self.contents[name] = content
+        self.held_bytes += len(content)
+
+    def drop(self) -> None:
+        self.contents.clear()
+        self.held_bytes = 0
+
+
+class _TooLargeError(ObjectPullError):
+    """A reply goes beyond its limit."""
 
 
 def without_waits(grid: Grid) -> Grid:
@@ -83,6 +102,8 @@ class CollectingGrid(Grid):
         self._clock = clock
         self._partials: dict[str, _Partial] = {}
         """By id of the message that is answered."""
+        self._sent_bytes_max = 0
+        """Of the arrays of a message."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that have come as a whole; never waits for longer than one first look."""
@@ -125,6 +146,7 @@ class CollectingGrid(Grid):
         pull = make_pull_object_fn_protobuf(
             pull_object_protobuf=client.PullObject, node=self._grid.node, run_id=run_id
         )
+        limit_bytes = REPLY_MODELS_MAX * self._sent_bytes_max + REPLY_SPARE_BYTES
         missing: list[str] = []
 
         def part(name: str) -> bytes:
@@ -135,7 +157,9 @@ class CollectingGrid(Grid):
             except ObjectUnavailableError:
                 missing.append(name)
                 raise
-            each.contents[name] = content
+            each.hold(name, content)
+            if each.held_bytes > limit_bytes:
+                raise _TooLargeError(name, "the reply is too large")
             return content
 
         try:
@@ -146,22 +170,28 @@ class CollectingGrid(Grid):
                 initial_backoff=PULL_BACKOFF_S,
                 backoff_cap=PULL_BACKOFF_S,
             )
+        except _TooLargeError:
+            return self._failed(each, UNREADABLE, f"it has more than {limit_bytes} bytes")
         except ObjectPullError as error:
             if missing:
                 self._put_off(each, missing[-1])
                 return None
-            return self._lost(each, error)
-        each.contents.clear()
+            reason = f"it was not sent as a whole: {error}"
+            return self._failed(each, ErrorCode.MESSAGE_UNAVAILABLE, reason)
+        each.drop()
         client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=self._grid.node, run_id=run_id, message_object_id=each.message_id
             )
         )
         try:
-            message = cast("Message", inflate_object_from_contents(each.message_id, contents))
-        except BaseException:
-            del self._partials[each.reply_to]  # whoever asks is told once
-            raise
+            message = inflate_object_from_contents(each.message_id, contents)
+        except Exception as error:  # noqa: BLE001 - whatever hostile bytes make Flower raise
+            _LOG.exception("A reply cannot be read.")
+            reason = f"Flower cannot read it: {type(error).__name__}: {error}"
+            return self._failed(each, UNREADABLE, reason)
+        if not isinstance(message, Message):
+            return self._failed(each, UNREADABLE, f"it is a {type(message).__name__}")
         message.metadata.__dict__["_message_id"] = each.message_id
         return message
 
@@ -169,13 +199,13 @@ class CollectingGrid(Grid):
         each.parts.sort(key=lambda name: name != missing)
         others = sum(other.held_bytes for other in self._partials.values() if other is not each)
         if others and others + each.held_bytes > HELD_BYTES_MAX:
-            each.contents.clear()
+            each.drop()
             each.pause_s = LOOK_AGAIN_MAX_S
         each.look_at_s = self._clock() + each.pause_s
         each.pause_s = min(2 * each.pause_s + PULL_BACKOFF_S, LOOK_AGAIN_MAX_S)
 
-    def _lost(self, each: _Partial, error: ObjectPullError) -> Message:
-        """What Flower's own grid gives for a reply whose sender stopped in the middle."""
+    def _failed(self, each: _Partial, code: int, reason: str) -> Message:
+        """An error in the place of a reply, as Flower's own grid makes them."""
         node_id = self._grid.node.node_id
         return make_message(
             metadata=Metadata(
@@ -189,11 +219,15 @@ class CollectingGrid(Grid):
                 reply_to_message_id=each.reply_to,
                 created_at=datetime.now(UTC).timestamp(),
             ),
-            error=Error(ErrorCode.MESSAGE_UNAVAILABLE, f"it was not sent as a whole: {error}"),
+            error=Error(code, reason),
         )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
+        sent = list(messages)
+        for message in sent:
+            if message.has_content():
+                self._sent_bytes_max = max(self._sent_bytes_max, _array_bytes(message.content))
+        return self._grid.push_messages(sent)
 
     def get_nodes(self) -> Iterable[Any]:
         return self._grid.get_nodes()
@@ -215,3 +249,8 @@ class CollectingGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         raise NotImplementedError("our loop polls by itself")
+
+
+def _array_bytes(content: RecordDict) -> int:
+    records = (record for record in content.values() if isinstance(record, ArrayRecord))
+    return sum(len(array.data) for record in records for array in record.values())

@@ -25,7 +25,7 @@ import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from onefed.flower import clients
+from onefed.flower import adapter_grid, clients
 from onefed.flower.clients import Client
 
 _LOG = logging.getLogger(__name__)
@@ -63,8 +63,9 @@ ERROR_NAMES: Mapping[int, str] = {
     6: "mod_precondition",
     7: "invalid_bundle",
     8: "app_crashed",
+    adapter_grid.UNREADABLE: "malformed_reply",
 }
-"""Flower's error codes (flwr 1.41.0, common/constant.py, ErrorCode)."""
+"""Flower's error codes (flwr 1.41.0, common/constant.py, ErrorCode), and one of ours."""
 
 GONE = frozenset({5})
 """Of a node that the SuperLink does not see any more."""

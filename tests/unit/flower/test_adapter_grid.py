@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto, run_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import PullTaskInputRequest
 from flwr.superlink.grid.http_grid import HttpGrid
 
@@ -39,13 +40,19 @@ class Node:
         self._answer: adapter_fleet.Answer | None = None
         self._run_id = 0
 
-    def announce(self, text: str) -> None:
-        """Take the message that waits, and announce a reply to it."""
+    def announce(self, text: str, *, as_record: bool = False) -> None:
+        """Take the message that waits, and announce a reply to it.
+
+        Args:
+            as_record: a record stands where the message should be.
+        """
         instruction = self._fleet.pull(self.id)
         assert instruction is not None
         message = message_from_proto(ProtoMessage.FromString(instruction.message))
         reply = Message(RecordDict({"c": ConfigRecord({"text": text})}), reply_to=message)
         self._answer = adapter_fleet._pack(reply, None)
+        if as_record:
+            self._answer = only_a_record(self._answer)
         self._run_id = instruction.run_id
         wanted, self._session = self._fleet.push(self.id, self._answer, 0.1)
         self.wanted = [name for name in self._answer.objects if name in wanted]
@@ -58,6 +65,19 @@ class Node:
 
     def close(self) -> None:
         self._fleet.close()
+
+
+def only_a_record(answer: adapter_fleet.Answer) -> adapter_fleet.Answer:
+    """The reply's record as if it were the reply."""
+    [(name, content)] = [
+        (name, content)
+        for name, content in answer.objects.items()
+        if content.startswith(b"ConfigRecord")
+    ]
+    proto = ProtoMessage.FromString(answer.message)
+    proto.metadata.message_id = name
+    tree = ObjectTree(object_id=name).SerializeToString()
+    return adapter_fleet.Answer(proto.SerializeToString(), tree, {name: content})
 
 
 class Hub:
@@ -179,6 +199,29 @@ def test_parts_beyond_the_limit_are_asked_for_again(
     for node in nodes:
         node.send(node.wanted[-1:])
     assert hub.look(*ids) == ["hello", "hello"]
+
+
+def test_what_is_no_reply_is_an_error_of_its_sender_alone(hub: Hub) -> None:
+    """Flower's own grid raises, and the other replies of that look are lost."""
+    bad, other = hub.add(), hub.add()
+    ids = [hub.ask(bad), hub.ask(other)]
+    bad.announce("bad", as_record=True)
+    bad.send(bad.wanted)
+    other.announce("other")
+    other.send(other.wanted)
+    assert hub.look(*ids) == [f"error {adapter_grid.UNREADABLE}", "other"]
+
+
+def test_more_bytes_than_a_reply_may_have_are_an_error(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_grid, "REPLY_SPARE_BYTES", 10)
+    node = hub.add()
+    message_id = hub.ask(node)
+    node.announce("hello")
+    node.send(node.wanted)
+    assert hub.look(message_id) == [f"error {adapter_grid.UNREADABLE}"]
+    assert hub.grid._partials == {}
 
 
 def test_a_grid_of_another_kind_is_left_alone(grid: Any) -> None:
