@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from onefed.checkpoint import files
-from onefed.flower import adapter, bundle, mailbox, run_log, run_watch, task_record
+from onefed.flower import adapter, bundle, mailbox, registration, run_log, run_watch, task_record
 from onefed.flower.instructions import Instructions
 from onefed.flower.supervisor import Supervisor
 from onefed.local import onegate as local_onegate
@@ -377,6 +377,24 @@ class TestNodes:
             joined(str(node.node_id), "192.168.150.101"),
             left(str(node.node_id), "disconnected"),
         ]
+
+    def test_a_large_fleet_is_looked_at_less_often(
+        self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Listing costs the SuperLink CPU for each node, twice a second."""
+        monkeypatch.setattr(registration, "NODES_A_LOOK", 1)
+        coordinator.add_node("0")
+        watching = coordinator.boot()
+        watching.step()
+        coordinator.connect_all()
+        watching.step()
+        assert len(coordinator.of(events.ClientJoin)) == 1
+        [node] = coordinator.nodes()
+        coordinator.server.disconnect(node.node_id)
+        watching.step()
+        assert coordinator.of(events.ClientLeave) == []
+        watching.step()
+        assert len(coordinator.of(events.ClientLeave)) == 1
 
     def test_addresses_are_known_after_a_restart_too(self, coordinator: Coordinator) -> None:
         coordinator.add_node("0")
