@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -39,8 +39,9 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 _LOG = logging.getLogger(__name__)
 
-FIRST_LOOK_S = 0.2
-"""The parts of a small reply follow within milliseconds: its first look may wait for them."""
+LOOK_S = 0.2
+"""The parts of a small reply follow within milliseconds, and those of a large one come one after
+the other: so long a look may wait for all that are new or went on since the last, together."""
 
 PULL_BACKOFF_S = 0.02
 
@@ -73,6 +74,8 @@ class _Partial:
     asked_at_s: float
     look_at_s: float
     pause_s: float = 0.0
+    goes_on: bool = True
+    """It is new, or the last look found more of it."""
     contents: dict[str, bytes] = field(default_factory=dict)
     held_bytes: int = 0
 
@@ -106,16 +109,16 @@ class CollectingGrid(Grid):
         """Of the arrays of a message."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that have come as a whole; never waits for longer than one first look."""
+        """The replies that have come as a whole; never waits for longer than ``LOOK_S``."""
         asked, now_s = list(message_ids), self._clock()
-        fresh = set(self._announced([name for name in asked if name not in self._partials], now_s))
-        ends_s = now_s + FIRST_LOOK_S
+        self._announce([name for name in asked if name not in self._partials], now_s)
+        ends_s = now_s + LOOK_S
         found = []
         for each in [self._partials[name] for name in asked if name in self._partials]:
             each.asked_at_s = now_s
             if each.look_at_s > now_s:
                 continue
-            left_s = ends_s - self._clock() if each.reply_to in fresh else 0.0
+            left_s = ends_s - self._clock() if each.goes_on else 0.0
             message = self._collect(each, max(0.0, left_s))
             if message is not None:
                 del self._partials[each.reply_to]
@@ -125,7 +128,7 @@ class CollectingGrid(Grid):
                 del self._partials[each.reply_to]
         return found
 
-    def _announced(self, message_ids: list[str], now_s: float) -> Iterator[str]:
+    def _announce(self, message_ids: list[str], now_s: float) -> None:
         """Ask for replies that were not announced yet: of others the SuperLink knows nothing any
         more, and says that they are lost."""
         if not message_ids:
@@ -138,7 +141,6 @@ class CollectingGrid(Grid):
             self._partials[reply_to] = _Partial(
                 proto.metadata.message_id, reply_to, parts, now_s, now_s
             )
-            yield reply_to
 
     def _collect(self, each: _Partial, patience_s: float) -> Message | None:
         """The whole reply; an error in its place when it will never be whole; None: later."""
@@ -146,6 +148,7 @@ class CollectingGrid(Grid):
         pull = make_pull_object_fn_protobuf(
             pull_object_protobuf=client.PullObject, node=self._grid.node, run_id=run_id
         )
+        held_before = each.held_bytes
         limit_bytes = REPLY_MODELS_MAX * self._sent_bytes_max + REPLY_SPARE_BYTES
         missing: list[str] = []
 
@@ -174,6 +177,7 @@ class CollectingGrid(Grid):
             return self._failed(each, UNREADABLE, f"it has more than {limit_bytes} bytes")
         except ObjectPullError as error:
             if missing:
+                each.goes_on = each.held_bytes > held_before
                 self._put_off(each, missing[-1])
                 return None
             reason = f"it was not sent as a whole: {error}"
@@ -200,7 +204,9 @@ class CollectingGrid(Grid):
         others = sum(other.held_bytes for other in self._partials.values() if other is not each)
         if others and others + each.held_bytes > HELD_BYTES_MAX:
             each.drop()
-            each.pause_s = LOOK_AGAIN_MAX_S
+            each.goes_on, each.pause_s = False, LOOK_AGAIN_MAX_S
+        elif each.goes_on:
+            each.pause_s = 0.0
         each.look_at_s = self._clock() + each.pause_s
         each.pause_s = min(2 * each.pause_s + PULL_BACKOFF_S, LOOK_AGAIN_MAX_S)
 
