@@ -8,6 +8,7 @@ the row then says what it needs.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
@@ -147,13 +148,13 @@ class Run:
         task = runtime.acquire()
         runtime.close()
         assert task is not None, "the run waits for its ServerApp"
-        flowers = HttpGrid(
+        self._flowers = HttpGrid(
             runtime_api_address=coordinator.behind,
             root_certificates=coordinator.ca_certificate.read_bytes(),
             token=task.token,
         )
-        self._grid = adapter_grid.CollectingGrid(flowers, time.monotonic)
-        given = flowers._runtime_client.PullTaskInput(PullTaskInputRequest())
+        self._grid = adapter_grid.CollectingGrid(self._flowers, time.monotonic)
+        given = self._flowers._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = given.context.node_id
         self._grid.set_run(adapter_fleet.run_from_proto(given.run))
@@ -174,7 +175,10 @@ class Run:
 
     def stop(self) -> None:
         self._control.stop_run(self.id)
+
+    def close(self) -> None:
         self._control.close()
+        self._flowers.close()
 
 
 def answer_to(instruction: adapter_fleet.Instruction, text: str) -> adapter_fleet.Answer:
@@ -195,8 +199,15 @@ def wanted(announced: httpx.Response) -> list[tuple[str, str]]:
 
 def table(coordinator: refused.Coordinator) -> list[Tried]:
     """Try everything; a row for each."""
-    one, other = Peer(coordinator, "client:0"), Peer(coordinator, "client:1")
-    run = Run(coordinator)
+    with contextlib.ExitStack() as closing:
+        peers = [Peer(coordinator, f"client:{index}") for index in range(2)]
+        run = Run(coordinator)
+        for each in (*(peer.fleet for peer in peers), run):
+            closing.callback(each.close)
+        return _table(coordinator, *peers, run)
+
+
+def _table(coordinator: refused.Coordinator, one: Peer, other: Peer, run: Run) -> list[Tried]:
     before = coordinator.memory_bytes()
     rows = [
         *_replays(one),

@@ -21,8 +21,8 @@ def test_whoever_should_not_get_in_is_refused_and_written_down(tmp_path: Path) -
     """The table also shows that a registered node with its signature does get in."""
     with refused.Coordinator(tmp_path).running() as coordinator:
         rows = refused.table(coordinator, big_body_bytes=BODY_BYTES)
-        tried = hostile_nodes.table(coordinator)
         seen = coordinator.log("superlink")
+        tried = hostile_nodes.table(coordinator)
     assert [row for row in rows if not row.refused or not row.logged_in] == []
     assert len(rows) == 18
     assert [row for row in tried if not row.holds] == []
