@@ -32,7 +32,7 @@ integration: setup ## run the tests that start many real Flower processes
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'flower and not main_job'
 
 peer: setup ## run the tests that start groups without a coordinator, kill nodes and leaders
-	$(BIN)/pytest tests/integration/test_peer.py -m peer
+	$(BIN)/pytest tests/integration/test_peer.py -m peer -n 2 --dist worksteal
 
 proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,000 histories
 	$(BIN)/python -m campaigns.store_machine --seeds 40 --results build/proofs/store_machine.jsonl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from tests.integration.conftest import LIMIT_S, ONEFED, Home
 
 from onefed import aggregate, arrays
 from onefed.apps.image_classification import client_app, task
+from onefed.errors import ExitCode
 from onefed.flower import payload, peer_app, virtual
 from onefed.local import peer_group
 from onefed.local.peer_group import GroupRun
@@ -181,6 +183,21 @@ def test_the_leader_is_killed_and_the_others_go_on_without_it(tmp_path: Path) ->
     assert outcome.status == "finished"
     assert {view.round_number for view in outcome.nodes.values()} == {rounds}
     assert len({view.model_sha256 for view in outcome.nodes.values()}) == 1
+
+
+def test_a_group_that_was_stopped_goes_on(home: Home, tmp_path: Path) -> None:
+    started = home.start(
+        *("peer", "up", "--nodes", "3", "--rounds", "8", "--seed", str(SEED), "--epochs", "1"),
+        *("--protocol", "memory"),
+    )
+    started.wait_for(lambda line: line["event"] == "peer_round" and line["data"]["round"] == 3)
+    started.process.send_signal(signal.SIGINT)
+    assert started.process.wait(LIMIT_S) == ExitCode.INTERRUPTED
+    home.run("peer", "resume", "--summary", str(tmp_path / "summary.json"))
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["rounds_done"]) == ("finished", 8)
+    assert summary["model_sha256"] == by_the_hub(recorded(summary), 3)
 
 
 def test_nodes_join_and_leave_a_group_that_trains(home: Home) -> None:

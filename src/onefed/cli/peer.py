@@ -31,6 +31,7 @@ def _group() -> None:
 
 
 app.command()(peer_group.up)
+app.command()(peer_group.resume)
 app.command()(peer_group.status)
 app.command()(peer_group.join)
 app.command()(peer_group.leave)

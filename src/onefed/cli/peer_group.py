@@ -139,16 +139,21 @@ def up(
     place.write(spec, fab)
     if log_format is LogFormat.TEXT:
         say(promise(nodes))
-    outcome = asyncio.run(_train(place, spec, failure, log_format))
-    document = peer_group.summary(place, spec, outcome)
-    files.write_json(place.summary, document)
-    if summary is not None:
-        files.write_bytes(summary, json.dumps(document, indent=2).encode() + b"\n")
-    if log_format is LogFormat.TEXT:
-        say(_conclusion(document))
-    if outcome.error is not None:
-        raise OnefedError(outcome.error)
-    raise typer.Exit(outcome.exit_code)
+    _conclude(place, spec, failure, summary, log_format)
+
+
+def resume(
+    name: Name = NAME_DEFAULT,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", help="Write the outcome to this file as JSON.")
+    ] = None,
+    log_format: Format = LogFormat.TEXT,
+) -> None:
+    """Go on with a group that was stopped or killed: every node from its own disk."""
+    place = group(state.home(os.environ), name)
+    spec = place.read()
+    _require_stopped(place)
+    _conclude(place, spec, None, summary, log_format)
 
 
 def status(name: Name = NAME_DEFAULT) -> None:
@@ -364,16 +369,40 @@ def _conclusion(document: dict[str, object]) -> str:
     )
 
 
-def _require_free(place: PeerGroup, *, replace: bool) -> None:
+def _conclude(
+    place: PeerGroup,
+    spec: PeerSpec,
+    failure: peer_group.Failure | None,
+    summary: Path | None,
+    log_format: LogFormat,
+) -> None:
+    """Train, and say how it ended; raises ``typer.Exit``."""
+    outcome = asyncio.run(_train(place, spec, failure, log_format))
+    document = peer_group.summary(place, spec, outcome)
+    files.write_json(place.summary, document)
+    if summary is not None:
+        files.write_bytes(summary, json.dumps(document, indent=2).encode() + b"\n")
+    if log_format is LogFormat.TEXT:
+        say(_conclusion(document))
+    if outcome.error is not None:
+        raise OnefedError(outcome.error)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _require_stopped(place: PeerGroup) -> None:
     if any(_is_alive(said) for said in place.states().values()):
         raise InUseError(
             f"Nodes of {place.folder.name} are running.",
             hint="Stop them, or choose another --name.",
         )
+
+
+def _require_free(place: PeerGroup, *, replace: bool) -> None:
+    _require_stopped(place)
     if not replace:
         raise InUseError(
             f"There is a peer group {place.folder.name}.",
-            hint="--replace discards it; --name names another.",
+            hint="--replace discards it; --name names another; onefed peer resume goes on with it.",
         )
 
 

@@ -121,6 +121,8 @@ class GroupRun:
                 await self.start(name)
             if failure is not None:
                 await self._fail_and_recover(failure)
+            else:
+                await self._go(self._spec.rounds)
             await self._until(self._all_at(self._spec.rounds))
             status = "stopped" if self._stop.is_set() else "finished"
         except PeerRunError as problem:
