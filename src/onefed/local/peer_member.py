@@ -30,9 +30,12 @@ LOOK_S = 0.2
 START_LIMIT_S = 60.0
 """The others of the first roster have listed themselves by then."""
 
-PACE = Pace(straggler_floor_s=10.0)
+STRAGGLER_FLOOR_S = 10.0
 """On one machine all nodes share its cores: one that is slow is waited for, so that all of them
 contribute to every round and the same seed gives the same bits."""
+
+HELD_FLOOR_S = 60.0
+"""The same in a group whose rounds are held: the wait for a node that is started again counts."""
 
 
 class HeldApp:
@@ -112,7 +115,7 @@ async def run(
         experiment=spec.name,
         rule=flower.rule,
         world=world,
-        pace=PACE,
+        pace=Pace(straggler_floor_s=HELD_FLOOR_S if spec.holds else STRAGGLER_FLOOR_S),
     )
     tasks: list[asyncio.Future[None]] = []
     try:
