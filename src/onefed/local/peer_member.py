@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -215,16 +216,28 @@ async def _look_around(place: PeerGroup, node: Node) -> None:
     """Keep to the operator's list as it changes, and do what was asked for in a file."""
     while True:
         await asyncio.sleep(LOOK_S)
-        members = _members(place)
-        for member in members:
-            node.connect(member)
-        for name in node.listed - {member.node for member in members}:
-            node.forget(name)
-        for name in files.names_in(place.requests(node.member.node)):
-            verb, _, who = name.partition(" ")
-            if verb == "leave" and contact.NAME.fullmatch(who):  # not one that is being written
-                files.remove(place.requests(node.member.node) / name)
-                node.leave(who)
+        try:
+            _follow_list(place, node)
+            _take_requests(place, node)
+        except OnefedError as error:
+            sys.stderr.write(f"{error}\n")  # somebody wrote nonsense there: the node goes on
+
+
+def _follow_list(place: PeerGroup, node: Node) -> None:
+    members = _members(place)
+    for member in members:
+        node.connect(member)
+    for name in node.listed - {member.node for member in members}:
+        node.forget(name)
+
+
+def _take_requests(place: PeerGroup, node: Node) -> None:
+    folder = place.requests(node.member.node)
+    for name in files.names_in(folder):
+        verb, _, who = name.partition(" ")
+        if verb == "leave" and contact.NAME.fullmatch(who):  # not one that is being written
+            files.remove(folder / name)
+            node.leave(who)
 
 
 async def _show(place: PeerGroup, node: Node) -> None:
