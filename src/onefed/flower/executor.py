@@ -37,8 +37,10 @@ SILENT_REPORT_S = 60.0
 """A SuperLink that refuses us, or does not answer, for so long is told as an event. One that starts
 may take a quarter of a minute to answer, and answers right from then on."""
 
+DEATH_LOOK_S = 0.05
+"""Between two questions for work, the kernel is asked whether the ServerApps live: 0.1 ms."""
+
 END_LIMIT_S = 2.0
-END_LOOK_S = 0.05
 """ServerApps that are asked to end may say their last words for so long."""
 
 
@@ -66,10 +68,9 @@ class Executor:
 
     def step(self) -> float:
         """Reap what has ended, start what waits; returns the pause before the next step."""
-        running = [record for record in self._running if record.lives()]
-        if len(running) < len(self._running):
+        if self.has_died():
             self._hurry_until = self._clock() + FAST_FOR_S
-        self._running = running
+            self._running = [record for record in self._running if record.lives()]
         self.asks = self._launcher.is_ready()
         if not self.asks:
             return POLL_FAST_S
@@ -81,13 +82,17 @@ class Executor:
             task_record.write(self._record, record)
         return POLL_FAST_S if self._clock() < self._hurry_until else POLL_S
 
+    def has_died(self) -> bool:
+        """Whether a ServerApp has ended since the last step; asks only the kernel."""
+        return not all(record.lives() for record in self._running)
+
     def end(self) -> None:
         """End the ServerApps: whatever they announced is on disk."""
         for record in self._running:
             record.terminate()
         limit_s = self._clock() + END_LIMIT_S
         while any(record.lives() for record in self._running) and self._clock() < limit_s:
-            self._sleep(END_LOOK_S)
+            self._sleep(DEATH_LOOK_S)
 
 
 class Complaint:
@@ -160,7 +165,7 @@ def _work(
 ) -> None:
     said = ""
     while not stopping.is_set():
-        pause_s = POLL_FAST_S
+        pause_s = POLL_S
         try:
             pause_s = executor.step()
             said = ""
@@ -172,7 +177,14 @@ def _work(
             if error.message != said:
                 said = error.message
                 _say(said)
-        stopping.wait(pause_s)
+        _wait(executor, stopping, pause_s)
+
+
+def _wait(executor: Executor, stopping: threading.Event, pause_s: float) -> None:
+    """A pause; a ServerApp that dies ends it, as its run comes again in a moment."""
+    for _ in range(round(pause_s / DEATH_LOOK_S)):
+        if stopping.wait(DEATH_LOOK_S) or executor.has_died():
+            return
 
 
 def _emitter(environ: Mapping[str, str]) -> Callable[[events.Event], None]:
