@@ -35,6 +35,9 @@ ONEFED = Path(sys.executable).with_name("onefed")
 
 POLL_S = 0.02
 
+LOOK_AT_ALL_S = 0.5
+"""Between two looks at every process of the machine."""
+
 STEP_LIMIT_S = 200.0
 """Whatever takes longer has hung: 90 s without a SuperLink are the longest fault."""
 
@@ -130,10 +133,14 @@ class Federation:
                     return int(text)
         return None
 
-    def is_whole(self) -> bool:
-        """Whether every process is there."""
+    def wait_until_whole(self) -> None:
+        """Until every process is there."""
         every = victims.names(NODES)
-        return all(victims.find(self.directory, name) is not None for name in every)
+
+        def is_whole() -> bool | None:
+            return all(victims.find(self.directory, name) for name in every) or None
+
+        self.wait_for("every process", is_whole, pause_s=LOOK_AT_ALL_S)
 
     def has_ended(self) -> bool:
         """Whether ``onefed`` itself has."""
@@ -145,7 +152,9 @@ class Federation:
         self._look()
         return next(((number, at) for number, at in self.ends if at > moment), None)
 
-    def wait_for(self, what: str, ask: Callable[[], Found | None]) -> Found:
+    def wait_for(
+        self, what: str, ask: Callable[[], Found | None], *, pause_s: float = POLL_S
+    ) -> Found:
         """The first answer that is one; ``StuckError`` where none comes."""
         limit = time.monotonic() + STEP_LIMIT_S
         while True:
@@ -157,7 +166,7 @@ class Federation:
                 raise StuckError(f"it ended while it was waited for {what}: {self.outcome()}")
             if time.monotonic() > limit:
                 raise StuckError(f"{what} did not come in {STEP_LIMIT_S:.0f} s")
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
 
     def wait_for_end(self) -> str:
         """``finished``, or what else the summary says."""

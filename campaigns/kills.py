@@ -140,7 +140,7 @@ def run_cells(
 
 def _run_cell(federation: Federation, cell: Cell, number: int) -> dict[str, Any]:
     """One fault in one round; the federation is held before and after it, with all processes."""
-    federation.wait_for("every process", lambda: federation.is_whole() or None)
+    federation.wait_until_whole()
     point = f"{cell.when}.{number}"
     federation.hold(point)
     federation.hold(f"announced.{number + 1}")
