@@ -69,10 +69,7 @@ class PeerApp:
         packed = bundle.unpack(fab)
         managed = bundle.managed_functions(fab)
         if managed is None:
-            raise PeerAppError(
-                "The app does not say how its first model is made.",
-                hint="Add [tool.onefed] with initial-arrays to its pyproject.toml.",
-            )
+            raise _unmanaged()
         self._managed = managed
         self._fab = fab
         self._app = AppReference(*adapter_peer.identity(fab))
@@ -152,11 +149,25 @@ class PeerApp:
 
 
 def pack(folder: Path | None, use_case: str) -> bytes:
-    """A Flower app directory, or a built-in app, as the bytes that every node is given."""
+    """A Flower app directory, or a built-in app, as the bytes that every node is given.
+
+    Raises:
+        AppError: the directory holds no app that can be used.
+        PeerAppError: it has a ServerApp of its own, and there is no server here.
+    """
     app = bundle.built_in(use_case) if folder is None else bundle.load(folder)
+    if app.managed is None:
+        raise _unmanaged()
     return bundle.build(app).fab
 
 
 def rule(fab: bytes, run_config: Mapping[str, Any]) -> aggregate.Rule:
     """The rule of a run, before there is a node; raises ``RuleError`` for what is wrong with it."""
     return strategy.rule({**bundle.unpack(fab).run_config, **run_config})
+
+
+def _unmanaged() -> PeerAppError:
+    return PeerAppError(
+        "The app does not say how its first model is made, and there is no server to ask.",
+        hint="Add [tool.onefed] with initial-arrays to its pyproject.toml.",
+    )

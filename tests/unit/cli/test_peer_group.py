@@ -11,7 +11,7 @@ from onefed.cli import peer_group
 from onefed.cli.main import app
 from onefed.errors import ExitCode, OnefedError
 
-NAMES = ["node-0", "node-1", "node-2", "node-3"]
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 @pytest.fixture
@@ -71,6 +71,14 @@ def test_a_rule_that_needs_more_nodes_is_refused(home: Path) -> None:
 def test_a_setting_that_nobody_reads_is_refused(home: Path) -> None:
     assert "FL_TLS_ENABLED" in run("up", "--set", "FL_TLS_ENABLED=NO").message
     assert "no setting epochs" in run("up", "--set", "epochs=3").message
+    assert list(home.iterdir()) == []
+
+
+def test_an_app_with_a_server_of_its_own_is_refused(home: Path) -> None:
+    error = run("up", "--app", str(EXAMPLES / "sklearn-logreg"))
+
+    assert error.exit_code is ExitCode.APP
+    assert "initial-arrays" in (error.hint or "")
     assert list(home.iterdir()) == []
 
 
