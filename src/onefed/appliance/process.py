@@ -144,6 +144,7 @@ class ProcessRuntime:
         deaths = 0
         while True:
             started = loop.time()
+            self._answered.discard(program.name)  # that was the process before
             async with asyncio.TaskGroup() as group:
                 trying = group.create_task(self._try_port(program))
                 exit_code = await self._death(program.name)
@@ -165,7 +166,6 @@ class ProcessRuntime:
 
     async def _try_port(self, program: Program) -> None:
         """Connect to the program's port until it takes a connection."""
-        self._answered.discard(program.name)
         if program.worked_port is None:
             return
         while True:

@@ -267,6 +267,33 @@ def test_a_program_that_took_a_connection_has_worked(play, monkeypatch: pytest.M
     assert {each.delay_s for each in play(scene).restarts} == {0.005}
 
 
+def test_a_program_that_worked_and_then_vanished_from_the_disk_is_given_up(
+    play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "EARLY_DEATHS_MAX", 2)
+    monkeypatch.setattr(process, "PORT_LOOK_S", POLL_S)
+    monkeypatch.setattr(process, "RESTART_DELAY_WORKED_S", 0.005)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        async def scene(bench: Bench) -> None:
+            program = bench.folder / "program"
+            program.write_text("#!/bin/sh\nrm program\nwhile [ ! -e seen ]; do sleep 0.01; done\n")
+            program.chmod(0o755)
+            log = bench.folder / "program.log"
+            await bench.runtime.start(
+                Program("program", (str(program),), {}, bench.folder, log, 1, worked_port=port)
+            )
+            connection, _ = await asyncio.to_thread(server.accept)
+            connection.close()
+            server.close()
+            (bench.folder / "seen").touch()
+            await bench.until(lambda: bench.runtime.given_up("program"))
+
+        restarts = play(scene).restarts
+    assert [each.attempt for each in restarts] == [1, 1, 2]
+
+
 def test_a_program_that_cannot_be_started_says_so_at_once(play) -> None:
     async def scene(bench: Bench) -> None:
         missing = Program("gone", ("/no/such/program",), {}, bench.folder, bench.folder / "log", 1)
