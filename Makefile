@@ -10,7 +10,10 @@ JOBS ?= 3
 SEED ?= 0
 N ?= 1000
 
-.PHONY: help setup demo test integration peer proofs kills simulation sim lint fmt docs bench pin clean
+# Where the trees that take minutes are kept.
+BOOTS ?= build/boots
+
+.PHONY: help setup demo test integration peer boots proofs kills simulation sim lint fmt docs bench pin clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -26,7 +29,7 @@ demo: setup ## train a federation of real Flower processes on this machine, abou
 	$(BIN)/onefed up --name demo --replace --nodes 3 --rounds 5 --summary build/demo-summary.json
 
 test: setup ## run the tests, a real federation included
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m '(main_job or not flower) and not peer'
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m '(main_job or not flower) and not peer and not vm'
 
 integration: setup ## run the tests that start many real Flower processes
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'flower and not main_job'
@@ -50,6 +53,11 @@ simulation: setup ## the peer protocol: fixed schedules, fresh ones, and seeded 
 
 sim: setup ## simulate schedules of the peer protocol: SEED=7 N=1000
 	$(BIN)/onefed peer simulate --seed $(SEED) --schedules $(N)
+
+boots: setup ## boot whole appliances: systemd, Docker, TLS (Debian, root, systemd-container, mmdebstrap)
+	$(BIN)/python -m campaigns.boots.tree $(BOOTS)
+# Namespaces of their own: no bridge, mount or process outlives them.
+	unshare --net --mount --pid --fork --kill-child --mount-proc $(BIN)/pytest -m vm tests/boots
 
 lint: setup ## check style, types, the map of imports, and spelling
 	$(BIN)/ruff format --check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -12,9 +13,24 @@ from onefed.appliance import gateway
 @pytest.fixture(scope="session")
 def nginx() -> str:
     """Path of the real nginx."""
-    found = gateway.find_nginx()
-    if found is None:
-        if os.getenv("CI") == "true":  # noqa: TID251
-            pytest.fail("nginx is not installed: .ci/run installs nginx-light")
-        pytest.skip("nginx is not installed (Debian: nginx-light)")
-    return found
+    return _found(gateway.find_nginx(), "nginx", "nginx-light")
+
+
+@pytest.fixture(scope="session")
+def shellcheck() -> str:
+    """Path of the real shellcheck."""
+    return _found(shutil.which("shellcheck"), "shellcheck", "shellcheck")
+
+
+@pytest.fixture(scope="session")
+def systemd_analyze() -> str:
+    """Path of the real systemd-analyze."""
+    return _found(shutil.which("systemd-analyze"), "systemd-analyze", "systemd")
+
+
+def _found(path: str | None, program: str, package: str) -> str:
+    if path is not None:
+        return path
+    if os.getenv("CI") == "true":  # noqa: TID251
+        pytest.fail(f"{program} is not installed: .ci/run installs {package}")
+    pytest.skip(f"{program} is not installed (Debian: {package})")

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from onefed.appliance.description import Description
+from onefed.appliance.description import Description, inputs
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
 from onefed.context import Role
 
 DOCKER = "/usr/bin/docker"
+
+CLIENT = {"PATH": "/usr/bin:/bin", "DOCKER_CONFIG": "/nonexistent"}
+"""Environment of docker's client: it looks for no configuration in a home."""
 
 USER = "49999:49999"
 """``app`` in Flower's images."""
@@ -57,7 +60,8 @@ def mounts(role: Role, paths: Paths, *, more: Sequence[Path] = ()) -> tuple[Moun
         read_only.append(paths.app.parent)
         writable += [paths.state, paths.checkpoints, paths.gateway]
     else:
-        read_only += [paths.node_key, paths.data]
+        read_only.append(paths.data)
+        writable.append(paths.node_key)  # a node notes beside its key that it is present
     return (
         *(Mount(path, writable=False) for path in dict.fromkeys(read_only)),
         *(Mount(path, writable=True) for path in dict.fromkeys(writable)),
@@ -98,6 +102,7 @@ def description(
         *("--log-opt", f"max-size={LOG_SIZE_MAX}", "--log-opt", f"max-file={LOG_FILES_MAX}"),
         *("--stop-timeout", str(round(program.stop_timeout_s))),
         *("--env-file", str(environment_file)),
+        *_process_flags(program, role),
         *_gpu_flags(gpus),
         *(word for mount in mounted for word in ("--mount", _mount(mount))),
         *("--workdir", str(program.folder)),
@@ -105,7 +110,7 @@ def description(
         image,
         *(_inside(word, binaries) for word in program.argv[1:]),
     )
-    return Description(program.name, argv, {"PATH": "/usr/bin:/bin"}, Path("/"))
+    return Description(program.name, argv, dict(CLIENT), Path("/"), inputs(program))
 
 
 def environment(program: Program) -> bytes:
@@ -121,6 +126,12 @@ def image(role: Role, framework: str, version: str) -> str:
     if role is Role.SUPERLINK:
         return f"onefed-superlink:{version}"
     return f"flower-supernode-{framework}:{version}"
+
+
+def _process_flags(program: Program, role: Role) -> tuple[str, ...]:
+    """A container sees its own processes, and those of the one that it watches."""
+    watched = f"flower-{role}-{program.watches}"
+    return ("--pid", f"container:{watched}") if program.watches else ()
 
 
 def _gpu_flags(gpus: Gpus | None) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ holds arguments and environment as JSON, which nothing expands.
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onefed.appliance.process import Program
@@ -39,11 +40,24 @@ class Description:
     """With ``docker`` it is docker's own command line."""
     environment: Mapping[str, str]
     folder: Path
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 by file of what it read as it started; so a file that is another one shows."""
 
 
 def of(program: Program) -> Description:
     """A program that runs as a process."""
-    return Description(program.name, program.argv, program.environment, program.folder)
+    return Description(
+        program.name, program.argv, program.environment, program.folder, inputs(program)
+    )
+
+
+def inputs(program: Program) -> dict[str, str]:
+    """What the files that it reads as it starts hold now; nothing of one that is not there."""
+    return {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in program.inputs
+        if file.is_file()
+    }
 
 
 def path(folder: Path, name: str) -> Path:
@@ -59,6 +73,7 @@ def render(description: Description) -> bytes:
         "argv": list(description.argv),
         "environment": dict(description.environment),
         "folder": str(description.folder),
+        "inputs": dict(description.inputs),
     }
     return json.dumps(document, indent=1).encode()
 
@@ -96,6 +111,7 @@ def read(folder: Path, name: str) -> Description:
             argv=tuple(str(word) for word in document["argv"]),
             environment={str(k): str(v) for k, v in document["environment"].items()},
             folder=Path(document["folder"]),
+            inputs={str(k): str(v) for k, v in document["inputs"].items()},
         )
     except (AssertionError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(

@@ -10,6 +10,7 @@ import contextlib
 from onefed import context
 from onefed.opennebula import onegate
 
+IDLE = "1"
 DISCONNECTED = "3"
 """FL_CLIENT_STATUS: 1 idle, 2 training, 3 disconnected; numbers, because OneFlow averages them."""
 

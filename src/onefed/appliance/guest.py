@@ -135,6 +135,7 @@ class Guest:
         edge = machine.Edge(
             gate=gate,
             gate_endpoint=given.variable("ONEGATE_ENDPOINT") or None,
+            gate_token=given.gate_token or "",
             vm_id=given.variable("VMID"),
             paths=self._paths,
             inherited=self._environ,

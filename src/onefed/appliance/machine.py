@@ -6,6 +6,7 @@ by step against a real OneGate with programs that do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -67,6 +68,8 @@ class Edge:
     gate: onegate.OneGate | None
     """None on a machine outside of any service: no token, no discovery, no publication."""
     gate_endpoint: str | None
+    gate_token: str
+    """For the programs that speak to OneGate themselves; the platform's file is root's."""
     vm_id: str
     paths: Paths
     inherited: Mapping[str, str]
@@ -198,6 +201,16 @@ def write_secret_once(path: Path, content: bytes) -> bool:
         with files.open_regular(path) as kept:
             found = os.fstat(kept.fileno())
         if found.st_size and not found.st_mode & 0o077:
+            return False
+    files.write_bytes(path, content, mode=0o600)
+    return True
+
+
+def write_secret(path: Path, content: bytes) -> bool:
+    """Bring a file that only its owner can read to this content; True when it had another."""
+    with contextlib.suppress(StorageError), files.open_regular(path) as kept:
+        is_private = not os.fstat(kept.fileno()).st_mode & 0o077
+        if is_private and kept.read(len(content) + 1) == content:
             return False
     files.write_bytes(path, content, mode=0o600)
     return True

@@ -25,9 +25,8 @@ def owned(paths: Paths) -> tuple[Path, ...]:
             paths.app.parent,
             paths.flower_home,
             paths.logs,
-            paths.programs,
         ),
-        *(paths.superexec_secret, paths.supervisor),
+        *(paths.superexec_secret, paths.supervisor, paths.gate_token),
     )
 
 
@@ -36,6 +35,8 @@ def give(paths: Paths, *, uid: int = UID, gid: int = GID) -> bool:
     if os.geteuid() != 0:
         return False
     changed = [_give_tree(place, uid, gid) for place in owned(paths)]
+    # Read by a program that becomes theirs, or by root without any capability: docker's client.
+    changed.append(_give_tree(paths.programs, os.geteuid(), gid))
     with contextlib.suppress(FileNotFoundError):
         os.chown(paths.config, -1, gid)  # 0750: the programs may enter it, and read what is theirs
     return any(changed)

@@ -66,6 +66,11 @@ class Paths:
         return self.config / "supervisor.json"
 
     @property
+    def gate_token(self) -> Path:
+        """SuperLink: the supervisor's copy of the OneGate token; 0600."""
+        return self.config / "onegate.token"
+
+    @property
     def superexec_secret(self) -> Path:
         """Shared secret of the SuperLink's Runtime API and the SuperExec; 0600."""
         return self.config / "superexec.secret"

@@ -223,6 +223,9 @@ class Systemd:
         files.make_folder(self.paths.logs)
         files.make_folder(self.paths.programs)
         if self.runtime is Runtime.DOCKER:
+            for mount in self._mounts():  # a bind mount needs something to bind
+                if not mount.path.exists():
+                    files.make_folder(mount.path)
             files.write_bytes(
                 self._environment_file(program), container.environment(program), mode=0o640
             )
@@ -244,12 +247,14 @@ class Systemd:
         shown = self.run(("systemctl", "show", "--value", "-p", "NRestarts", unit)).last_line
         return shown.isdecimal() and int(shown) >= EARLY_DEATHS_MAX
 
-    def restart(self, names: Sequence[str]) -> None:
-        """Start units again that are active; the others stay as they are."""
-        for name in names:
-            if not description.path(self.paths.programs, name).exists():
+    def restart(self, programs: Sequence[Program]) -> None:
+        """Start units again that are active, and remember what they read now."""
+        for program in programs:
+            if not description.path(self.paths.programs, program.name).exists():
                 continue
-            self._must("systemctl", "try-restart", units.name(name, self.role))
+            description.write(self.paths.programs, self._description(program))
+            ownership.give(self.paths)
+            self._must("systemctl", "try-restart", units.name(program.name, self.role))
 
     def stop(self, names: Sequence[str]) -> None:
         """Stop programs, the last started first; each has its limit in its unit."""
@@ -259,16 +264,19 @@ class Systemd:
     def _description(self, program: Program) -> Description:
         if self.runtime is Runtime.PROCESS:
             return description.of(program)
-        more = () if self.checkpoint_path is None else (self.checkpoint_path,)
         return container.description(
             program,
             self.role,
             image=container.image(self.role, self.framework, self.running_version()),
-            mounted=container.mounts(self.role, self.paths, more=more),
+            mounted=self._mounts(),
             binaries=Path(sys.executable).parent,
             environment_file=self._environment_file(program),
             gpus=self.gpus(),
         )
+
+    def _mounts(self) -> Sequence[container.Mount]:
+        more = () if self.checkpoint_path is None else (self.checkpoint_path,)
+        return container.mounts(self.role, self.paths, more=more)
 
     def _environment_file(self, program: Program) -> Path:
         return self.paths.config / f"{program.name}.env"

@@ -63,6 +63,10 @@ class Program:
     """Receives standard output and error, appended."""
     stop_timeout_s: float
     """After SIGTERM, before SIGKILL."""
+    inputs: tuple[Path, ...] = ()
+    """Files that it reads as it starts: with other content it has to start again."""
+    watches: str = ""
+    """Name of a program whose processes it has to see, and to end."""
     early_deaths_more: int = 0
     """Beyond ``EARLY_DEATHS_MAX``, for a program that others refuse for a while after a crash."""
     worked_file: Path | None = None

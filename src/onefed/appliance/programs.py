@@ -125,21 +125,37 @@ def superlink(
         "ONEFED_STOP_FILE": str(paths.stop_request),
     }
     separate = settings.isolation == "process"
-    return (
+    authority = (certificates / "ca.crt",) if tls else ()
+    shown = (*authority, certificates / "server.pem") if tls else ()
+    shared = (*authority, paths.superexec_secret)
+    link += secret if separate else ()
+    supervisor = _ours(
+        "supervisor",
+        supervise,
+        mine,
+        paths,
+        SUPERLINK_STOP_S,
+        (*authority, paths.supervisor, paths.gate_token),
+    )
+    made = (
         replace(
-            _program(
-                "superlink", [*link, *(secret if separate else ())], mine, paths, SUPERLINK_STOP_S
-            ),
+            _program("superlink", link, mine, paths, SUPERLINK_STOP_S, (*shown, *shared)),
             worked_port=settings.superlink_port,
         ),
-        *((_ours("superexec", execution, mine, paths, SUPERLINK_STOP_S),) if separate else ()),
-        _ours("supervisor", supervise, mine, paths, SUPERLINK_STOP_S),
-        *(
-            (_program("gateway", gateway_command(paths), {}, paths, GATEWAY_STOP_S),)
-            if settings.gateway
-            else ()
+        _ours("superexec", execution, mine, paths, SUPERLINK_STOP_S, shared),
+        # It looks whether the ServerApp lives, which the SuperExec started.
+        replace(supervisor, watches="superexec" if separate else ""),
+        _program(
+            "gateway",
+            gateway_command(paths),
+            {},
+            paths,
+            GATEWAY_STOP_S,
+            (*shown, paths.gateway_configuration),
         ),
     )
+    wanted = {"superexec": separate, "gateway": settings.gateway}
+    return tuple(program for program in made if wanted.get(program.name, True))
 
 
 def gateway_command(paths: Paths) -> list[str]:
@@ -164,7 +180,9 @@ def supernode(
     Args:
         runtime_port: free port on loopback for the node's own Runtime API.
     """
-    trust = ("--root-certificates", str(paths.certificates / "ca.crt")) if tls else ("--insecure",)
+    authority = paths.certificates / "ca.crt"
+    trust = ("--root-certificates", str(authority)) if tls else ("--insecure",)
+    inputs = (authority,) if tls else ()
     shared = [
         *trust,
         *("--superlink", endpoint),
@@ -182,7 +200,7 @@ def supernode(
     if settings.isolation == "process":
         ours = [sys.executable, "-P", "-m", "onefed.flower.node", *shared]
         ours += ["--identity", str(paths.node_key), "--app-start", settings.app_start]
-        return (_ours("supernode", ours, mine, paths, SUPERNODE_STOP_S),)
+        return (_ours("supernode", ours, mine, paths, SUPERNODE_STOP_S, inputs),)
     stock = [
         command("flower-supernode"),
         *shared,
@@ -191,7 +209,7 @@ def supernode(
     ]
     return (
         replace(
-            _program("supernode", stock, mine, paths, SUPERNODE_STOP_S),
+            _program("supernode", stock, mine, paths, SUPERNODE_STOP_S, inputs),
             early_deaths_more=SUPERNODE_EARLY_DEATHS_MORE,
         ),
     )
@@ -217,16 +235,26 @@ def command(name: str) -> str:
 
 
 def _ours(
-    name: str, argv: list[str], base: Mapping[str, str], paths: Paths, stop_timeout_s: float
+    name: str,
+    argv: list[str],
+    base: Mapping[str, str],
+    paths: Paths,
+    stop_timeout_s: float,
+    inputs: tuple[Path, ...] = (),
 ) -> Program:
     """A program of ours, which says when it works (``flower.lifesign``)."""
     worked = paths.flower_home / f"{name}.worked"
     told = {**base, "ONEFED_WORKED_FILE": str(worked)}
-    return replace(_program(name, argv, told, paths, stop_timeout_s), worked_file=worked)
+    return replace(_program(name, argv, told, paths, stop_timeout_s, inputs), worked_file=worked)
 
 
 def _program(
-    name: str, argv: list[str], base: Mapping[str, str], paths: Paths, stop_timeout_s: float
+    name: str,
+    argv: list[str],
+    base: Mapping[str, str],
+    paths: Paths,
+    stop_timeout_s: float,
+    inputs: tuple[Path, ...] = (),
 ) -> Program:
     return Program(
         name=name,
@@ -235,4 +263,5 @@ def _program(
         folder=paths.root,
         log=paths.logs / f"{name}.log",
         stop_timeout_s=stop_timeout_s,
+        inputs=inputs,
     )

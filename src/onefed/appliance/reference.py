@@ -94,6 +94,10 @@ capabilities, a read-only root, user 49999, a reaper, log limits, the host's net
 of its role under the same paths; the authority's private key is in none of them.
 Under systemd a unit starts a launcher with the name of a program, so no value of a context is ever
 in a unit; systemd restarts it always, after {units.RESTART_S} s.
+Its description also holds digests of the files that it reads as it starts; so a program that \
+systemd had started before the boot wrote another context or certificate starts again.
+With `process`, a unit that is stopped, by `systemctl stop` or by a power-off, publishes what \
+`drain` does; one that crashed or is restarted does not. With `docker` only `drain` does.
 Without systemd (runtime `process` only) `bootstrap` leaves a process behind that keeps the machine.
 
 ## OneGate
@@ -116,7 +120,7 @@ such attribute for the signal that opens its deployment gate.
 | `FL_NODE_REGISTERED` | the superlink, on the node | fingerprint of the registered key (ours) |
 | `FL_NODE_ID` | supernode | its VM id |
 | `FL_GPU_AVAILABLE` | supernode | `YES` when training uses a GPU |
-| `FL_CLIENT_STATUS` | supernode | `3`, disconnected, once it was drained |
+| `FL_CLIENT_STATUS` | supernode | `1`, idle, as it boots; `3`, disconnected, once it was stopped |
 | `FL_NODE_READY` | supernode | `YES` once it runs, `NO` when the machine failed |
 | `READY` | the guest agent | `YES` once the boot is through |
 

@@ -152,7 +152,12 @@ def renew(order: Order, world: World) -> steps.Outcome:
         if found is not None:
             keeper.renewed(found)
         if isinstance(link.edge.platform, platform.Systemd):
-            link.edge.platform.restart(superlink.SHOW_CERTIFICATE)
+            shown = [
+                program
+                for program in superlink.all_programs(link)
+                if program.name in superlink.SHOW_CERTIFICATE
+            ]
+            link.edge.platform.restart(shown)
     return outcome
 
 
@@ -193,6 +198,7 @@ def _subject(
     edge = machine.Edge(
         gate=gate,
         gate_endpoint=given.variable("ONEGATE_ENDPOINT") or None,
+        gate_token=given.gate_token or "",
         vm_id=given.variable("VMID"),
         paths=paths,
         inherited=world.environ,

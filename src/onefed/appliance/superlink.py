@@ -86,6 +86,8 @@ def _environment(link: SuperLink) -> Outcome:
     chosen, paths = link.chosen, link.edge.paths
     machine.make_folder(paths.config, 0o750)
     made = machine.write_secret_once(paths.superexec_secret, secrets.token_hex(32).encode())
+    if link.edge.gate is not None:
+        made |= machine.write_secret(paths.gate_token, link.edge.gate_token.encode())
     run_config = dict(context.run_config(chosen))
     if chosen.checkpoint_enabled:
         run_config["checkpoint-path"] = str(
@@ -100,7 +102,7 @@ def _environment(link: SuperLink) -> Outcome:
         "ca_certificate": str(paths.certificates / "ca.crt") if chosen.tls_enabled else None,
         "onegate_endpoint": endpoint,
         "vm_id": link.edge.vm_id,
-        "token_file": str(paths.token),
+        "token_file": str(paths.gate_token),
         "bundle": str(paths.app),
         "use_case": chosen.use_case,
         "run_config": run_config,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import discovery, enrolment, gpu, machine, programs, units
+from onefed.appliance import discovery, drain, enrolment, gpu, machine, programs, units
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
@@ -333,6 +333,7 @@ def _publish(node: SuperNode) -> Outcome:
         "FL_VERSION": edge.facts.get("version", node.chosen.flower_version),
         "FL_NODE_ID": edge.vm_id,
         "FL_GPU_AVAILABLE": "YES" if edge.facts.get("gpus") else "NO",
+        "FL_CLIENT_STATUS": drain.IDLE,  # it may say yet that the machine left
         "FL_NODE_READY": "YES",
     }
     return machine.publish(edge, attributes)

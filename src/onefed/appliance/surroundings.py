@@ -56,17 +56,24 @@ class Surroundings:
         """Of the machine's first network."""
         return self.variable("ETH0_IP") or LOOPBACK
 
-    def gate(self, warn: Callable[[str], None]) -> onegate.OneGate | None:
-        """OneGate, if the machine has what it takes; a static address works without."""
-        endpoint = self.variable("ONEGATE_ENDPOINT")
+    @property
+    def gate_token(self) -> str | None:
+        """What OneGate lets this machine in by; None: nothing was given."""
         held = read(self.paths.token, TOKEN_BYTES_MAX)
         if held is None:
-            held = self.variable("TOKENTXT").encode() or None
-        if not endpoint or held is None:
+            return self.variable("TOKENTXT") or None
+        return held.decode(errors="replace")
+
+    def gate(
+        self, warn: Callable[[str], None], *, timeout_s: float = onegate.TIMEOUT_S
+    ) -> onegate.OneGate | None:
+        """OneGate, if the machine has what it takes; a static address works without."""
+        endpoint = self.variable("ONEGATE_ENDPOINT")
+        token = self.gate_token
+        if not endpoint or token is None:
             return None
-        token = held.decode(errors="replace")
         try:
-            return onegate.OneGate(endpoint, token, self.variable("VMID"))
+            return onegate.OneGate(endpoint, token, self.variable("VMID"), timeout_s=timeout_s)
         except onegate.OneGateError as error:
             warn(f"This machine goes without OneGate. {error}")
             return None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onefed.appliance import container
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -44,7 +45,6 @@ _EVERYWHERE = (
     "ProtectKernelTunables=yes",
     "ProtectControlGroups=yes",
     "ProtectProc=invisible",
-    "ProcSubset=pid",
     "RestrictNamespaces=yes",
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
@@ -70,6 +70,8 @@ _PROCESS = (
 """Of a program that runs as a process: it talks to the network."""
 
 _DOCKER = (
+    *(f"Environment={name}={value}" for name, value in container.CLIENT.items()),
+    "ProcSubset=pid",
     "PrivateNetwork=yes",
     "IPAddressDeny=any",
     "RestrictAddressFamilies=AF_UNIX",
@@ -111,7 +113,7 @@ def of(
 def dcgm(role: Role) -> Unit:
     """The GPU metrics exporter beside a node; dies and starts with it, and never holds it up."""
     main = name(role.value, role)
-    container = "dcgm-exporter"
+    label = "dcgm-exporter"
     text = _sections(
         Unit=(
             "Description=GPU metrics for Prometheus (DCGM exporter)",
@@ -121,20 +123,20 @@ def dcgm(role: Role) -> Unit:
         ),
         Service=(
             "Type=simple",
-            f"ExecStartPre=-/usr/bin/docker rm --force {container}",
+            f"ExecStartPre=-/usr/bin/docker rm --force {label}",
             # The one capability: profiling counters are the administrator's.
-            f"ExecStart=/usr/bin/docker run --rm --name {container} --gpus all --network host "
+            f"ExecStart=/usr/bin/docker run --rm --name {label} --gpus all --network host "
             "--cap-drop ALL --cap-add SYS_ADMIN --security-opt no-new-privileges "
             "--pull never --log-opt max-size=10m --log-opt max-file=3 "
             "dcgm-exporter:baked",
-            f"ExecStop=/usr/bin/docker stop {container}",
+            f"ExecStop=/usr/bin/docker stop {label}",
             "Restart=on-failure",
             f"RestartSec={RESTART_S}",
             *_hardening(Runtime.DOCKER, devices=False),
         ),
         Install=("WantedBy=multi-user.target",),
     )
-    return Unit(f"{container}.service", text)
+    return Unit(f"{label}.service", text)
 
 
 def renewal() -> tuple[Unit, Unit]:
@@ -177,15 +179,24 @@ def _service(
     *,
     after: Sequence[str],
 ) -> Unit:
-    container = name(program.name, role).removesuffix(".service")
+    label = name(program.name, role).removesuffix(".service")
     in_docker = runtime is Runtime.DOCKER
     needs = ["docker.service"] if in_docker else []
+    watched = [name(program.watches, role)] if program.watches else []
     stop_s = round(program.stop_timeout_s) + STOP_MARGIN_S
-    writable = (paths.state, paths.checkpoints, paths.flower_home, paths.gateway, paths.logs)
+    # As root, without the unit's limits: the platform's token is root's.
+    leave = f"-+{python} -P -m onefed.appliance.leave {role}"
+    # Not with Docker: the unit of its client has no network, whoever runs in it.
+    leaves = not after and not in_docker
+    writable = [paths.flower_home, paths.logs]
+    if role is Role.SUPERLINK:
+        writable += [paths.state, paths.checkpoints, paths.gateway]
+    else:
+        writable.append(paths.node_key)  # a node notes beside its key that it is present
     text = _sections(
         Unit=(
             f"Description=onefed {role}: {program.name}",
-            f"After={' '.join(['network-online.target', *needs, *after])}",
+            f"After={' '.join(['network-online.target', *needs, *after, *watched])}",
             "Wants=network-online.target",
             *([f"Requires={' '.join(needs)}"] if needs else []),
             *([f"PartOf={' '.join(after)}"] if after else []),
@@ -193,13 +204,15 @@ def _service(
         ),
         Service=(
             "Type=simple",
-            *([f"ExecStartPre=-/usr/bin/docker rm --force {container}"] if in_docker else []),
+            *([f"ExecStartPre=-/usr/bin/docker rm --force {label}"] if in_docker else []),
             f"ExecStart={python} -P -m onefed.appliance.launch {paths.programs} {program.name}",
+            *([f"ExecStop={leave} begin"] if leaves else []),
             *(
-                [f"ExecStop=/usr/bin/docker stop --time {stop_s - STOP_MARGIN_S} {container}"]
+                [f"ExecStop=/usr/bin/docker stop --time {stop_s - STOP_MARGIN_S} {label}"]
                 if in_docker
                 else []
             ),
+            *([f"ExecStopPost={leave} end"] if leaves else []),
             # Always: Flower ends with status 0 when its other side was restarted.
             "Restart=always",
             f"RestartSec={RESTART_S}",
@@ -211,6 +224,8 @@ def _service(
             "StandardError=inherit",
             *([] if in_docker else [f"ReadWritePaths={' '.join(f'-{each}' for each in writable)}"]),
             *_hardening(runtime, devices=role is Role.SUPERNODE),
+            # Behind PrivateUsers even a process of the same user counts as another's.
+            *(["ProtectProc=default"] if watched and not in_docker else []),
         ),
         Install=("WantedBy=multi-user.target",),
     )

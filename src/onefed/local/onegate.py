@@ -1,4 +1,4 @@
-"""OneGate's HTTP interface to one service, on loopback.
+"""OneGate's HTTP interface to one service, on loopback unless told otherwise.
 
 Routes, headers, answers and refusals are those of the real server, down to the bytes, so that
 whatever talks to it here can talk to a cloud: plain texts go out as ``application/json``, a
@@ -51,6 +51,8 @@ BODY_BYTES_READ_MAX = 8 << 20
 STOP_TIMEOUT_S = 5.0
 """Stopping takes 0.2 s, and one more while a connection is open."""
 
+LOOPBACK = "127.0.0.1"
+
 CONTENT_TYPE = "application/json;charset=utf-8"
 RESTRICTED_ATTRIBUTES = frozenset({"SCHED_REQUIREMENTS", "SERVICE_ID", "ROLE_NAME"})
 
@@ -62,7 +64,7 @@ False when it cannot be done."""
 
 
 class OneGateServer:
-    """Serves one service on 127.0.0.1, at a port of the system's choice, in a thread of its own."""
+    """Serves one service, at a port of the system's choice, in a thread of its own."""
 
     def __init__(
         self,
@@ -70,8 +72,10 @@ class OneGateServer:
         *,
         scale: ScaleHook | None = None,
         act: ActionHook | None = None,
+        address: str = LOOPBACK,
     ) -> None:
         """Hooks run in threads of a pool; without one its requests are refused."""
+        self._address = address
         self._app = create_app(model, scale=scale, act=act)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -88,7 +92,7 @@ class OneGateServer:
         assert self._server is None, "started twice"
         # asyncio turns Nagle's algorithm off only where the protocol is named: 40 ms an answer.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((self._address, 0))
         listener.listen()  # from here on, clients can connect
         self._server = uvicorn.Server(
             uvicorn.Config(

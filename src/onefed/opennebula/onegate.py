@@ -40,6 +40,8 @@ REASON_CHARACTERS_MAX = 200
 """How much of a refusal's text is kept."""
 ATTEMPTS_MAX = 3
 """Attempts of one call, the first included."""
+TIMEOUT_S = 10.0
+"""Of one call, its further attempts included."""
 BACKOFF_S = 0.25
 """Wait before the second attempt; doubled each time, then shortened by up to half at random."""
 
@@ -130,7 +132,7 @@ class OneGate:
         token: str,
         vm_id: str,
         *,
-        timeout_s: float = 10.0,
+        timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         rng: random.Random | None = None,

@@ -181,6 +181,7 @@ class Computer:
         return machine.Edge(
             gate=self.gate,
             gate_endpoint=self.gate_endpoint,
+            gate_token=self.vm.token,
             vm_id=self.vm.vm_id,
             paths=self.paths,
             inherited=self.inherited,

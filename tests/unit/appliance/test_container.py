@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,12 @@ def test_gpus_are_asked_for_when_there_are_some() -> None:
     assert "--env" not in argv(program(), gpus=container.Gpus("all"))
     chosen = argv(program(), gpus=container.Gpus("0,2"))
     assert flags(chosen, "--env") == ["CUDA_VISIBLE_DEVICES=0,2"]
+
+
+def test_a_container_sees_no_processes_but_its_own_and_those_it_watches() -> None:
+    assert "--pid" not in argv(program())
+    watching = replace(program(), watches="superexec")
+    assert flags(argv(watching), "--pid") == ["container:flower-superlink-superexec"]
 
 
 @pytest.mark.parametrize("role", Role)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,9 +22,8 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_finds_nothing(file: Path) -> None:
-    done = subprocess.run(["shellcheck", file], capture_output=True, text=True, check=False)
+def test_shellcheck_finds_nothing(file: Path, shellcheck: str) -> None:
+    done = subprocess.run([shellcheck, file], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 

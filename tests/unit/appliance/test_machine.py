@@ -101,6 +101,17 @@ def test_an_empty_secret_of_a_boot_that_was_cut_off_is_made_anew(tmp_path: Path)
     assert path.read_bytes() == b"one"
 
 
+def test_a_secret_that_somebody_else_gave_is_kept_as_it_is_now(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    assert machine.write_secret(path, b"one")
+    assert not machine.write_secret(path, b"one")
+    assert machine.write_secret(path, b"on"), "a longer one begins with it"
+    assert (path.read_bytes(), mode(path)) == (b"on", 0o600)
+    path.chmod(0o640)
+    assert machine.write_secret(path, b"on"), "others could read it"
+    assert mode(path) == 0o600
+
+
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_a_folder_has_its_mode_and_nobody_may_write_above_it(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)

@@ -26,7 +26,12 @@ def test_the_programs_get_their_files_and_nothing_behind_a_link(tmp_path: Path) 
     paths.superexec_secret.touch()
     private = paths.certificates.with_name("private")
     private.mkdir(parents=True)
+    description = paths.programs / "superlink.json"
+    description.parent.mkdir()
+    description.touch()
     assert ownership.give(paths)
+    # The client of Docker is root without capabilities; and no program changes what it is.
+    assert (description.stat().st_uid, description.stat().st_gid) == (0, 49_999)
     for place in (paths.state, paths.state / "deep/file", paths.superexec_secret):
         assert (place.stat().st_uid, place.stat().st_gid) == (49_999, 49_999)
     assert (paths.state / "link").lstat().st_uid == 49_999

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,25 @@ def test_a_program_is_described_and_started_as_a_unit(
     assert (Paths(tmp_path).programs / "supernode.json").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("runtime", Runtime)
+def test_a_program_is_another_one_when_what_it_reads_is(
+    programs_of, systemd, machine, tmp_path, runtime: Runtime
+) -> None:
+    """systemd may have started it before the boot wrote a new context or certificate."""
+    file = tmp_path / "supervisor.json"
+    made = systemd(role=Role.SUPERLINK, runtime=runtime)
+    program = replace(programs_of(Role.SUPERLINK)[2], inputs=(file,))
+    made.start(program)
+    assert made.current(program)
+    file.write_text("{}")
+    assert not made.current(program)
+    made.restart([program])
+    assert machine.asked[-1] == "systemctl try-restart flower-superlink-supervisor.service"
+    assert made.current(program)
+    file.write_text("{ }")
+    assert not made.current(program)
+
+
 def test_a_program_that_systemd_starts_again_and_again_is_given_up(systemd, machine) -> None:
     machine.answers["systemctl show --value -p NRestarts"] = Done(0, "4\n")
     assert not systemd().given_up("supernode")
@@ -225,7 +245,8 @@ def test_the_renewal_of_the_certificate_is_a_timer_of_the_coordinator(
     made = systemd(Role.SUPERLINK, Runtime.PROCESS)
     made.units(programs_of(Role.SUPERLINK))
     assert (made.paths.units / units.RENEWAL_TIMER).exists()
-    made.start(programs_of(Role.SUPERLINK)[0])
+    superlink, *_, gateway = programs_of(Role.SUPERLINK)
+    made.start(superlink)
     assert machine.asked[-1] == f"systemctl enable --now {units.RENEWAL_TIMER}"
-    made.restart(["superlink", "gateway"])
+    made.restart([superlink, gateway])
     assert machine.asked[-1] == "systemctl try-restart flower-superlink.service"

@@ -315,6 +315,14 @@ def test_no_secret_reaches_onegate_the_supervisor_or_a_program(coordinator, clou
 # --- the supervisor's instructions ---------------------------------------------------------------
 
 
+def test_the_supervisor_has_a_token_of_its_own(coordinator) -> None:
+    """The platform keeps it in a file of root, or only among the variables."""
+    coordinator.boot()
+    copy = coordinator.paths.gate_token
+    assert instructions(coordinator)["token_file"] == str(copy)
+    assert (copy.read_text(), copy.stat().st_mode & 0o777) == (coordinator.vm.token, 0o600)
+
+
 def test_the_supervisor_is_told_what_it_needs(coordinator) -> None:
     coordinator.variables |= {"FL_NUM_ROUNDS": "7", "FL_RUN_CONFIG": "local-epochs=2"}
     coordinator.boot()

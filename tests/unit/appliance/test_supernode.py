@@ -27,7 +27,8 @@ ENDPOINT = "10.0.0.5:9092"
 
 PUBLISHED = (
     *("FL_PARTITION", "FL_NODE_KEY", "FL_NODE_REGISTERED"),
-    *("FL_ROLE", "FL_VERSION", "FL_NODE_ID", "FL_GPU_AVAILABLE", "FL_NODE_READY", "READY"),
+    *("FL_ROLE", "FL_VERSION", "FL_NODE_ID", "FL_GPU_AVAILABLE", "FL_CLIENT_STATUS"),
+    *("FL_NODE_READY", "READY"),
 )
 """In this order: whoever reads the key finds the partition. The coordinator adds the third."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,10 +22,6 @@ ProgramsOf = Callable[..., tuple[Program, ...]]
 PATHS = Paths(Path("/"))
 EXPOSURE_MAX = {Runtime.PROCESS: 1.3, Runtime.DOCKER: 1.8}
 """R12: of our programs, and of what drives Docker."""
-
-needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
-)
 
 
 @pytest.fixture
@@ -63,8 +58,13 @@ def test_every_program_of_a_machine_has_a_unit_that_always_restarts(
         assert int(said["TimeoutStopSec"][0]) > program.stop_timeout_s
         assert said["ExecStart"][0].endswith(f" {program.name}")
         assert ("docker.service" in said.get("Requires", [""])[0]) == (runtime is Runtime.DOCKER)
+    leave = f"-+/usr/bin/python3 -P -m onefed.appliance.leave {role}"
+    if runtime is Runtime.PROCESS:
+        assert lines(found[0])["ExecStop"] == [f"{leave} begin"]
+        assert lines(found[0])["ExecStopPost"] == [f"{leave} end"]
     for unit in found[1:]:
         assert lines(unit)["PartOf"] == [found[0].name]
+        assert "ExecStopPost" not in lines(unit)
 
 
 @pytest.mark.parametrize("runtime", Runtime)
@@ -100,24 +100,29 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def analyze(root: Path, *words: str) -> Any:
-    argv = ["systemd-analyze", "--no-pager", f"--root={root}", *words]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+@pytest.fixture
+def analyze(root: Path, systemd_analyze: str) -> Callable[..., Any]:
+    def run(*words: str) -> Any:
+        argv = [systemd_analyze, "--no-pager", f"--root={root}", *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+    return run
 
 
-@needs_systemd
 @pytest.mark.parametrize("runtime", Runtime)
-def test_systemd_takes_the_units_and_calls_them_safe(made, root: Path, runtime: Runtime) -> None:
+def test_systemd_takes_the_units_and_calls_them_safe(
+    made, root: Path, analyze, runtime: Runtime
+) -> None:
     every = [unit for role in Role for unit in made(role, runtime)]
     every += units.renewal()
     every += [units.dcgm(Role.SUPERNODE)] if runtime is Runtime.DOCKER else []
     for unit in every:
         (root / "etc/systemd/system" / unit.name).write_text(unit.text)
     names = [unit.name for unit in every]
-    verified = analyze(root, "verify", *names)
+    verified = analyze("verify", *names)
     assert (verified.returncode, verified.stderr) == (0, "")
     for name in (name for name in names if name.endswith(".service")):
-        said = analyze(root, "security", "--offline=true", name).stdout
+        said = analyze("security", "--offline=true", name).stdout
         exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
         assert exposure is not None, said
         assert float(exposure[1]) <= EXPOSURE_MAX[runtime], name

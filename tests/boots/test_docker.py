@@ -1,0 +1,40 @@
+"""The same service with the ``docker`` runtime: a real engine in each machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from campaigns.boots.federation import Federation
+
+from onefed.appliance.description import Runtime
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
+
+
+@pytest.fixture(scope="module")
+def federation(deploy) -> Federation:
+    found: Federation = deploy("docker", Runtime.DOCKER)
+    found.deploy({"FL_NUM_ROUNDS": "2"})
+    return found
+
+
+def test_containers_train_over_tls(federation: Federation) -> None:
+    last = federation.wait_until_trained()
+    assert last.round_number == 2
+    assert [record.contributors for record in last.history] == [("0", "1")] * 2
+    assert federation.attributes(federation.coordinator)["FL_TLS"] == "YES"
+
+
+def test_every_program_is_a_container_that_may_do_little(federation: Federation) -> None:
+    for each in federation.machines:
+        names = each.output("docker", "ps", "--format", "{{.Names}}").split()
+        assert names
+        for found in json.loads(each.output("docker", "inspect", *names)):
+            host = found["HostConfig"]
+            assert found["Config"]["User"] == "49999:49999"
+            assert (host["Init"], host["ReadonlyRootfs"], host["Privileged"]) == (True, True, False)
+            assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], None)
+            assert host["SecurityOpt"] == ["no-new-privileges"]
+            assert host["RestartPolicy"]["Name"] in ("", "no"), "systemd owns the life cycle"
+            assert host["LogConfig"]["Config"] == {"max-file": "3", "max-size": "10m"}

@@ -1,0 +1,119 @@
+"""A service of OpenNebula with nothing set, from power-on to the end of training, and after it.
+
+The tests of this file look at one federation, and go on from where the one before left it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from campaigns.boots.federation import Federation
+from campaigns.boots.machine import Machine
+
+from onefed.appliance import machine, steps
+from onefed.appliance.description import Runtime
+from onefed.tls import material, pem
+from onefed.tls.authority import create_ca
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
+
+
+@pytest.fixture(scope="module")
+def plain(deploy) -> Federation:
+    """Contexts that hold what OpenNebula itself puts there, and no more."""
+    federation = deploy("plain", Runtime.PROCESS)
+    federation.deploy({})
+    return federation
+
+
+def test_a_service_with_nothing_set_trains_by_itself(plain: Federation) -> None:
+    last = plain.wait_until_trained()
+    assert (last.rule, last.round_number) == ("FedAvg", 3)
+    assert [record.contributors for record in last.history] == [("0", "1")] * 3
+
+
+def test_what_the_machines_published(plain: Federation) -> None:
+    coordinator = plain.attributes(plain.coordinator)
+    assert coordinator["FL_ENDPOINT"] == f"{plain.coordinator.record.ip}:9092"
+    assert (coordinator["FL_ROLE"], coordinator["FL_TLS"]) == ("superlink", "YES")
+    assert (coordinator["FL_READY"], coordinator["READY"]) == ("YES", "YES")
+    partitions = set()
+    for node in plain.nodes:
+        held = plain.attributes(node)
+        assert (held["FL_NODE_READY"], held["READY"]) == ("YES", "YES")
+        assert (held["FL_NODE_ID"], held["FL_CLIENT_STATUS"]) == (node.record.vm_id, "1")
+        partitions.add(held["FL_PARTITION"])
+    assert partitions == {"0", "1"}
+
+
+def test_the_coordinator_answers_over_tls_only_and_on_one_port(
+    plain: Federation, tmp_path: Path
+) -> None:
+    address = plain.attributes(plain.coordinator)["FL_ENDPOINT"]
+    authority = plain.coordinator.paths.certificates / material.CA_CERTIFICATE
+    assert machine.healthy(address, authority)
+    assert not machine.healthy(address, None)
+    other = tmp_path / "other.crt"
+    other.write_bytes(pem.dump_certificates([create_ca(datetime.now(UTC)).certificate]))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        ssl.get_server_certificate((plain.coordinator.record.ip, 9092), ca_certs=str(other))
+    assert open_ports(plain.coordinator) == {9092}
+    assert [open_ports(node) for node in plain.nodes] == [set(), set()]
+
+
+def test_systemd_has_nothing_to_complain_of(plain: Federation) -> None:
+    for each in plain.machines:
+        assert each.output("systemctl", "--failed", "--no-legend", "--plain") == ""
+        units = each.output("sh", "-c", "ls /etc/systemd/system/flower-*").split()
+        verified = each.run("systemd-analyze", "verify", *units)
+        assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_health_and_status_inside(plain: Federation) -> None:
+    for each in plain.machines:
+        role = ("--role", each.role.value)
+        assert "failed" not in each.output("onefed", "appliance", "health", *role)
+        said = json.loads(each.output("onefed", "appliance", "status", *role, "--json"))
+        assert {step["status"] for step in said["steps"]} <= {"done", "unchanged", "skipped"}
+        assert said["steps"][-1]["name"] == "Report ready"
+
+
+def test_a_node_that_is_powered_off_says_that_it_left_and_comes_back_as_it_was(
+    plain: Federation,
+) -> None:
+    node = plain.nodes[0]
+    before = plain.attributes(node)
+    node.power_off()
+    left = plain.attributes(node)
+    assert (left["FL_NODE_READY"], left["FL_CLIENT_STATUS"]) == ("NO", "3")
+    plain.power_on_again(node)
+    assert plain.attributes(node) == before
+    assert changed(node) <= {"SN-11", "SN-12", "SN-13"}, "the rest is on its disk"
+
+
+def test_a_coordinator_without_power_boots_again_from_its_disk(plain: Federation) -> None:
+    coordinator = plain.coordinator
+    authority = coordinator.paths.certificates / material.CA_CERTIFICATE
+    before = (authority.read_bytes(), plain.wait_until_trained().history)
+    coordinator.cut_power()
+    plain.power_on_again(coordinator)
+    assert (authority.read_bytes(), plain.wait_until_trained().history) == before
+    assert changed(coordinator) <= {"SL-10", "SL-11"}
+
+
+def changed(each: Machine) -> set[str]:
+    """Ids of the steps that changed something at the last boot."""
+    reports = steps.read_account(each.paths.status).reports
+    return {report.id for report in reports if report.status is steps.Status.DONE}
+
+
+def open_ports(each: Machine) -> set[int]:
+    """TCP ports that others can reach."""
+    listening = each.output("ss", "--tcp", "--listening", "--numeric", "--no-header")
+    found = re.findall(r"^LISTEN +\d+ +\d+ +(\S+):(\d+)", listening, re.MULTILINE)
+    return {int(port) for address, port in found if not address.startswith(("127.", "[::1]"))}
