@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # campaigns lie be
 
 from campaigns import refused
 
-from onefed.flower import adapter, adapter_fleet, supervisor
+from onefed.flower import adapter, adapter_fleet, registration, supervisor
 from onefed.flower.node import polling
 
 SETTLE_S = polling.EAGER_FOR_S + 5
@@ -138,7 +138,7 @@ async def measure(coordinator: refused.Coordinator, count: int, seconds: float) 
             seen.supervisor_looks += 1
             offline = sum(node.status != adapter.NODE_ONLINE for node in there)
             seen.offline = max(seen.offline, offline)
-            await asyncio.sleep(supervisor.POLL_S)
+            await asyncio.sleep(supervisor.POLL_S * (1 + count // registration.NODES_A_LOOK))
         seen.seconds = time.monotonic() - started
         after = _cpu_seconds(coordinator)
         for task in tasks:
