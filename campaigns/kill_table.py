@@ -29,7 +29,7 @@ BUGS = """## Bugs found, by what
 """
 
 
-def page(lines: Sequence[Line], is_good: Callable[[Any], bool]) -> str:
+def page(lines: Sequence[Line], is_good: Callable[[Any], bool], *, cells_total: int) -> str:
     """The page, with the newest result of each cell and seed."""
     cells = {line["cell"]: line for line in lines if "cell" in line}
     seeds = {line["soak"]: line for line in lines if "soak" in line}
@@ -37,7 +37,10 @@ def page(lines: Sequence[Line], is_good: Callable[[Any], bool]) -> str:
     if cells:
         good = sum(is_good(line) for line in cells.values())
         gaps = sorted(line["gap_s"] for line in cells.values() if "gap_s" in line)
-        parts.append(f"## Cells\n\n{good} of {len(cells)} are good. {_gaps(gaps)}\n")
+        parts.append(
+            f"## Cells\n\nOf the table's {cells_total} cells {len(cells)} were run, and {good} are "
+            f"good.\n{_gaps(gaps)}\nThe machine was busy with other work: gaps are upper bounds.\n"
+        )
         rows = [_cell_row(name, line, is_good(line)) for name, line in cells.items()]
         head = "| Strategy | When | Fault | Outcome | Hit | Equal | Lost | Gap, s | |"
         parts.append("\n".join([head, "|---|---|---|---|---|---|---|---|---|", *rows]) + "\n")

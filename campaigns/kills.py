@@ -281,7 +281,7 @@ def main() -> None:
     options = _options()
     found = Results(options.results)
     if options.table:
-        sys.stdout.write(kill_table.page(found.lines, is_good))
+        sys.stdout.write(kill_table.page(found.lines, is_good, cells_total=len(matrix())))
         return
     before = len(found.lines)
     ends_s = time.monotonic() + options.minutes * 60

@@ -78,8 +78,9 @@ def test_the_page_counts_and_shows_what_is_bad() -> None:
         {"cell": "Krum, training, pause 4 s: superlink", "gap_s": 9.0, **GOOD, "outcome": "stuck"},
         {"soak": 3, "strategy": "Krum", "faults": ["saving.1: kill: supervisor"], **GOOD},
     ]
-    page = kill_table.page(lines, kills.is_good)
-    assert "1 of 2 are good. Gaps: median 6.5 s, largest 9.0 s, 1 of 2 within 5 s." in page
+    page = kill_table.page(lines, kills.is_good, cells_total=90)
+    assert "Of the table's 90 cells 2 were run, and 1 are good." in page
+    assert "Gaps: median 6.5 s, largest 9.0 s, 1 of 2 within 5 s." in page
     assert "| FedAvg | saving | kill: serverapp | finished | yes | yes | 1 | 4.0 | good |" in page
     assert "| stuck | yes | yes | 1 | 9.0 | **bad** |" in page
     assert "1 of 1 are good." in page
