@@ -135,7 +135,7 @@ class Federation:
             raise AssertionError(f"{error}\n{told(self.coordinator)}") from None
 
     def close(self) -> None:
-        """Nodes off, then the coordinator."""
+        """Nodes off, then the coordinator; what is off already stays so."""
         for machine in reversed(self.machines):
             machine.power_off()
         self._gate.stop()

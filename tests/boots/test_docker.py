@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from campaigns.boots.federation import Federation
@@ -13,10 +14,11 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
 
 
 @pytest.fixture(scope="module")
-def federation(deploy) -> Federation:
+def federation(deploy) -> Iterator[Federation]:
     found: Federation = deploy("docker", Runtime.DOCKER)
     found.deploy({"FL_NUM_ROUNDS": "2"})
-    return found
+    yield found
+    found.close()
 
 
 def test_containers_train_over_tls(federation: Federation) -> None:

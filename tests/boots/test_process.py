@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,11 +25,12 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
 
 
 @pytest.fixture(scope="module")
-def plain(deploy) -> Federation:
+def plain(deploy) -> Iterator[Federation]:
     """Contexts that hold what OpenNebula itself puts there, and no more."""
     federation = deploy("plain", Runtime.PROCESS)
     federation.deploy({})
-    return federation
+    yield federation
+    federation.close()
 
 
 def test_a_service_with_nothing_set_trains_by_itself(plain: Federation) -> None:
