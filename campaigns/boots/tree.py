@@ -47,7 +47,8 @@ _CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/
 def main() -> int:
     """Bring ``TREE`` to what the sources are now."""
     kept = Path(sys.argv[1]) if sys.argv[1:] else TREE.parent
-    kept.mkdir(parents=True, exist_ok=True)
+    for folder in (kept, TREE.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     suite = _suite()
     base = _kept(
         kept, "base", [suite, *PACKAGES, *MIRRORS.values()], functools.partial(_base, suite)
