@@ -126,7 +126,7 @@ def main() -> None:
         federation = Federation(home, options.nodes)
         try:
             for victim in options.victims:
-                found = [measure(federation, VICTIMS[victim], draw) for _ in range(options.kills)]
+                found = [measure(federation, victim, draw) for _ in range(options.kills)]
                 raw[victim] = found
                 gaps = [each["gap_s"] for each in found]
                 rounds = [each["gap_s"] / each["round_s"] for each in found]
