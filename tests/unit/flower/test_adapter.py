@@ -141,7 +141,7 @@ class TestContract:
         assert used <= held, f"add to CALLS or FIELDS: {sorted(used - held)}"
 
     def test_the_words_that_decide_something_are_flowers_words(self) -> None:
-        from onefed.flower import adapter, exchange, run_watch
+        from onefed.flower import adapter, adapter_grid, exchange, run_watch
 
         assert named("flwr.supercore.constant", "NodeStatus").ONLINE == adapter.NODE_ONLINE, (
             "the status of a connected node has another name: see flwr/supercore/constant.py"
@@ -160,7 +160,8 @@ class TestContract:
         )
         errors = named("flwr.common.constant", "ErrorCode")
         numbers = {value for value in vars(errors).values() if isinstance(value, int)}
-        assert numbers == set(exchange.ERROR_NAMES), (
+        assert adapter_grid.UNREADABLE not in numbers, "our own code means something in Flower"
+        assert numbers == set(exchange.ERROR_NAMES) - {adapter_grid.UNREADABLE}, (
             "Flower knows other error codes: see ErrorCode in flwr/common/constant.py"
         )
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from onefed.flower import forking
 from onefed.flower.adapter_fleet import Instruction, RunOverError, UnreachableError
-from onefed.flower.node import forks
 from onefed.flower.node.loop import Limits, Node, Wake
 from onefed.flower.node.membership import Membership
 from onefed.flower.node.workers import Start, Workers
@@ -77,7 +77,7 @@ def test_a_node_that_may_have_lost_a_message_joins_anew_so_that_it_is_asked_agai
     """Flower gives a message out once; a ServerApp sees who was activated since it sent it."""
     wake = Wake()
     fleet: Any = Superlink(wake, None, *answers, None)
-    ours, theirs = forks.pair()
+    ours, theirs = forking.pair()
     workers = Workers(ours, Start.AUTO)
     node = Node(
         fleet,
