@@ -14,7 +14,7 @@ import pytest
 from onefed.appliance import keeper, machine
 from onefed.appliance.paths import Paths
 
-pytestmark = pytest.mark.flower
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
