@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.app.error import Error
@@ -34,8 +33,9 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
     pull_objects,
 )
-from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
+
+from onefed.flower.wrapped_grid import WrappedGrid
 
 _LOG = logging.getLogger(__name__)
 
@@ -97,11 +97,12 @@ def without_waits(grid: Grid) -> Grid:
     return CollectingGrid(grid, time.monotonic) if isinstance(grid, HttpGrid) else grid
 
 
-class CollectingGrid(Grid):
+class CollectingGrid(WrappedGrid):
     """Flower's grid, but for how replies are collected."""
 
     def __init__(self, grid: HttpGrid, clock: Callable[[], float]) -> None:
-        self._grid = grid
+        super().__init__(grid)
+        self._http = grid
         self._clock = clock
         self._partials: dict[str, _Partial] = {}
         """By id of the message that is answered."""
@@ -134,7 +135,7 @@ class CollectingGrid(Grid):
         if not message_ids:
             return
         request = PullAppMessagesRequest(message_ids=message_ids)
-        answer = self._grid._runtime_client.PullMessages(request)
+        answer = self._http._runtime_client.PullMessages(request)
         for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
             reply_to = proto.metadata.reply_to_message_id
             parts = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
@@ -144,9 +145,9 @@ class CollectingGrid(Grid):
 
     def _collect(self, each: _Partial, patience_s: float) -> Message | None:
         """The whole reply; an error in its place when it will never be whole; None: later."""
-        client, run_id = self._grid._runtime_client, self._grid.run.run_id
+        client, run_id = self._http._runtime_client, self._http.run.run_id
         pull = make_pull_object_fn_protobuf(
-            pull_object_protobuf=client.PullObject, node=self._grid.node, run_id=run_id
+            pull_object_protobuf=client.PullObject, node=self._http.node, run_id=run_id
         )
         held_before = each.held_bytes
         limit_bytes = REPLY_MODELS_MAX * self._sent_bytes_max + REPLY_SPARE_BYTES
@@ -185,7 +186,7 @@ class CollectingGrid(Grid):
         each.drop()
         client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
-                node=self._grid.node, run_id=run_id, message_object_id=each.message_id
+                node=self._http.node, run_id=run_id, message_object_id=each.message_id
             )
         )
         try:
@@ -212,10 +213,10 @@ class CollectingGrid(Grid):
 
     def _failed(self, each: _Partial, code: int, reason: str) -> Message:
         """An error in the place of a reply, as Flower's own grid makes them."""
-        node_id = self._grid.node.node_id
+        node_id = self._http.node.node_id
         return make_message(
             metadata=Metadata(
-                run_id=self._grid.run.run_id,
+                run_id=self._http.run.run_id,
                 message_id="",
                 src_node_id=node_id,
                 dst_node_id=node_id,
@@ -234,27 +235,6 @@ class CollectingGrid(Grid):
             if message.has_content():
                 self._sent_bytes_max = max(self._sent_bytes_max, _array_bytes(message.content))
         return self._grid.push_messages(sent)
-
-    def get_nodes(self) -> Iterable[Any]:
-        return self._grid.get_nodes()
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    def create_message(self, *arguments: Any, **named: Any) -> Message:
-        return self._grid.create_message(*arguments, **named)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise NotImplementedError("our loop polls by itself")
 
 
 def _array_bytes(content: RecordDict) -> int:

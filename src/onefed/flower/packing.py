@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from onefed.flower.wrapped_grid import WrappedGrid
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ def take_offer(message: Message) -> bool:
     return is_offered
 
 
-class PackingGrid(Grid):
+class PackingGrid(WrappedGrid):
     """A grid that packs for the nodes which understand it."""
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._capable: set[int] = set()
         """Node ids that have sent a packed reply, and no error since then."""
         self._asked: dict[str, int] = {}
@@ -113,24 +113,3 @@ class PackingGrid(Grid):
             reply.content = content
             self._capable.add(node_id)
         return reply
-
-    def get_nodes(self) -> Iterable[Any]:
-        return self._grid.get_nodes()
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    def create_message(self, *arguments: Any, **named: Any) -> Message:
-        return self._grid.create_message(*arguments, **named)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise NotImplementedError("our loop polls by itself")
