@@ -35,7 +35,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from onefed.flower.wrapped_grid import WrappedGrid
+from onefed.flower.adapter_wrapped_grid import WrappedGrid
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 
-from onefed.flower.wrapped_grid import WrappedGrid
+from onefed.flower.adapter_wrapped_grid import WrappedGrid
 
 _LOG = logging.getLogger(__name__)
 
