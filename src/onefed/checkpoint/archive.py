@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import re
 import struct
 import sys
@@ -42,6 +43,8 @@ MEMBER_OVERHEAD_BYTES_MAX = 128
 """A directory entry of one member: 46 bytes, a name of 13 and 28 of sizes; less for ours."""
 READ_BYTES = 2**20
 """Read and hashed at a time."""
+STAT_BLOCK_BYTES = 512
+"""Unit of ``st_blocks``, whatever the file system's own."""
 PROVEN_FIRST_BYTES = 64 * 2**20
 """An archive with more elements is hashed once before memory is taken for them, and again then."""
 
@@ -352,6 +355,7 @@ class _Bounded:
         self._path = path
         self._stream = stream
         self._read_bytes_max = read_bytes_max
+        self._sparse = _sparse(stream)
         self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1) -> bytes:
@@ -363,4 +367,22 @@ class _Bounded:
             raise UnreadableError(self._path, reason) from error
         if len(data) == too_many:
             raise ValueError("more bytes at once than a directory of these members has")
+        if self._sparse is not None:
+            # From the start each time: a folio that a range covers in part is kept.
+            os.posix_fadvise(self._sparse, 0, self._stream.tell(), os.POSIX_FADV_DONTNEED)
         return data
+
+
+def _sparse(stream: BinaryIO) -> int | None:
+    """The descriptor of a file with holes; None for any other.
+
+    What a hole reads as is not kept in the page cache: it costs no disk to read again, and 16 GiB
+    of it would drive out what other programs need (that took more time than the digest).
+    """
+    try:
+        descriptor = stream.fileno()
+        status = os.fstat(descriptor)
+    except OSError:  # not a file of the system
+        return None
+    has_holes = status.st_blocks * STAT_BLOCK_BYTES < status.st_size
+    return descriptor if has_holes and hasattr(os, "posix_fadvise") else None

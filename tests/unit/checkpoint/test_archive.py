@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -174,3 +177,29 @@ def test_mutated_archives_give_the_same_arrays_or_damage(data: st.DataObject) ->
     except DamagedError:
         return
     assert [value.tobytes() for value in back] == [VALUE.tobytes(), np.array(7).tobytes()]
+
+
+@pytest.mark.skipif(shutil.which("fincore") is None, reason="fincore of util-linux is not here")
+def test_holes_do_not_fill_the_page_cache(tmp_path: Path) -> None:
+    """A sparse file of 16 GiB drove out what other programs had read, and took a minute."""
+    path = tmp_path / "holes.npz"
+    zeros = np.zeros(2**23, np.float32)
+    path.write_bytes(data := packed(zeros))
+    start = data.index(bytes(2**20))
+    with path.open("r+b") as stream:
+        stream.truncate(start)
+        stream.truncate(len(data) - 4096)
+        stream.seek(0, 2)
+        stream.write(data[-4096:])
+        os.fsync(stream.fileno())
+    with path.open("rb") as stream:
+        assert os.fstat(stream.fileno()).st_blocks * 512 < len(data), "no file system with holes"
+        (back,) = archive.read(path, stream, named(zeros))
+    assert not back.any()
+    cached = subprocess.run(
+        ["fincore", "--bytes", "--noheadings", "--output", "RES", path],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(cached.stdout) < 2**22
