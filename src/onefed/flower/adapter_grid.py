@@ -29,6 +29,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     ObjectUnavailableError,
     inflate_object_from_contents,
     pull_objects,
@@ -86,6 +87,10 @@ class _Partial:
     def drop(self) -> None:
         self.contents.clear()
         self.held_bytes = 0
+
+
+class SendingLostError(Exception):
+    """The SuperLink does not take the rest of what is being sent: it was started anew meanwhile."""
 
 
 class _TooLargeError(ObjectPullError):
@@ -234,7 +239,10 @@ class CollectingGrid(WrappedGrid):
         for message in sent:
             if message.has_content():
                 self._sent_bytes_max = max(self._sent_bytes_max, _array_bytes(message.content))
-        return self._grid.push_messages(sent)
+        try:
+            return self._grid.push_messages(sent)
+        except ObjectPushError as error:
+            raise SendingLostError(str(error)) from error
 
 
 def _array_bytes(content: RecordDict) -> int:

@@ -226,3 +226,28 @@ def test_more_bytes_than_a_reply_may_have_are_an_error(
 
 def test_a_grid_of_another_kind_is_left_alone(grid: Any) -> None:
     assert adapter_grid.without_waits(grid) is grid
+
+
+def test_a_part_whose_answer_was_lost_is_refused_the_second_time(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Flower does when a SuperLink dies while it takes a part: asks again, and ends the run."""
+    node = hub.add()
+    client = hub.grid._http._runtime_client
+    push = client.PushObject
+
+    def twice(request: Any) -> Any:
+        push(request)
+        return push(request)
+
+    with monkeypatch.context() as context:
+        context.setattr(client, "PushObject", twice)
+        with pytest.raises(adapter_grid.SendingLostError):
+            hub.ask(node)
+    message_id = hub.ask(node)
+    node.announce("to the first, which had all its parts")
+    node.send(node.wanted)
+    assert hub.look(message_id) == []
+    node.announce("hello")
+    node.send(node.wanted)
+    assert hub.look(message_id) == ["hello"]
