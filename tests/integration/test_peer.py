@@ -27,7 +27,7 @@ from onefed.local.peer_spec import PeerSpec, free_addresses, group
 from onefed.telemetry import events
 from onefed.telemetry.lines import Record
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 SEED = 7
 
@@ -145,6 +145,30 @@ class Watched:
     @property
     def leader(self) -> str:
         return self.leaders[max(self.leaders)]
+
+
+@pytest.mark.parametrize("strategy", ["FedAvg", "FedAdam"])
+def test_a_group_ends_with_the_model_of_a_federation_with_a_coordinator(
+    strategy: str, home: Home, tmp_path: Path
+) -> None:
+    """One app, two topologies, the same bits: both with real processes and connections."""
+    size = ("--nodes", "3", "--rounds", "2", "--seed", str(SEED), "--epochs", "1")
+    by_peers = (
+        *("peer", "up", *size, "--strategy", strategy),
+        *("--summary", str(tmp_path / "peers.json")),
+    )
+    federation = home.start(
+        *("up", "--name", "hub", "--nodes", "3", "--rounds", "2", "--seed", str(SEED)),
+        *("--set", "local-epochs=1", "--strategy", strategy),
+    )
+    home.run(*by_peers)
+
+    peers = json.loads((tmp_path / "peers.json").read_text())
+    hub = federation.finish()
+    assert (peers["rounds_done"], hub["rounds_done"]) == (2, 2)
+    assert recorded(peers) == [["node-0", "node-1", "node-2"]] * 2
+    assert peers["model_sha256"] == hub["model_sha256"]
+    assert {node["model_sha256"] for node in peers["nodes"].values()} == {hub["model_sha256"]}
 
 
 def test_the_leader_is_killed_and_the_others_go_on_without_it(tmp_path: Path) -> None:

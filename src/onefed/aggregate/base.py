@@ -49,6 +49,10 @@ class Rule(Protocol):
     name: ClassVar[str]
     """As in ``FL_STRATEGY`` and in the registry."""
 
+    SUPPORTS_PARTIAL_AGGREGATION: ClassVar[bool]
+    """Whether a round may go on without the updates of some members. Where not, a group of peers
+    waits for all of them, and fails when they do not come."""
+
     @property
     def clients_min(self) -> int:
         """Fewest clients with which the rule can ever work, at least 1."""
@@ -94,6 +98,7 @@ class RuleDefaults:
     """
 
     name: ClassVar[str]
+    SUPPORTS_PARTIAL_AGGREGATION: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         parameters.require(self)

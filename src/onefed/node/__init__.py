@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from onefed.node.driver import Node
-from onefed.node.world import NodeError, NodeState, Pace, World
+from onefed.node.world import NodeError, NodeState, World
+from onefed.peer.settings import Pace
 
 __all__ = ["Node", "NodeError", "NodeState", "Pace", "World"]

@@ -30,7 +30,7 @@ from onefed.node.store import Store
 from onefed.node.training import App
 from onefed.node.transport import Chunk, Transport
 from onefed.node.work import Work
-from onefed.node.world import NodeError, NodeState, Pace, World
+from onefed.node.world import ContributionsError, NodeError, NodeState, World
 from onefed.peer.interface import (
     Action,
     Append,
@@ -38,6 +38,7 @@ from onefed.peer.interface import (
     CommittedRecord,
     Drop,
     Event,
+    Fail,
     Forget,
     Install,
     LeaveAsked,
@@ -66,7 +67,7 @@ from onefed.peer.messages import (
     Slice,
     Want,
 )
-from onefed.peer.settings import Settings
+from onefed.peer.settings import Pace, Settings
 from onefed.telemetry import events
 from onefed.tls import member_identity
 
@@ -222,6 +223,8 @@ class Node:
             whole_updates=self._content.whole,
             votes=self._votes,
             min_contributors=needed,
+            whole_roster=not self._rule.SUPPORTS_PARTIAL_AGGREGATION,
+            give_up_s=self._pace.straggler_cap_s,
             **asdict(self._pace),
         )
         self._machine = Machine(settings, saved, jitter=self._world.jitter)
@@ -353,7 +356,7 @@ class Node:
         match action:
             case Append(record, sync):
                 self._disk.append(record)
-                if sync:
+                if sync or self._disk.is_long:
                     await asyncio.to_thread(self._disk.sync)
                 if isinstance(record, CommittedRecord):
                     self._learn_roster(record.entry.roster)
@@ -384,6 +387,14 @@ class Node:
                 if kind == "no_quorum":
                     self._says = "no quorum"
                 self._notice(kind, detail)
+            case Fail(reason):
+                self._fail(
+                    ContributionsError(
+                        reason,
+                        hint="Start the group again once those nodes train, or choose a rule that "
+                        "needs fewer updates.",
+                    )
+                )
             case _:
                 assert_never(action)
 

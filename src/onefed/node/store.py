@@ -1,6 +1,7 @@
 """The disk of a node: its journal, the models that it has promised to keep, its private state.
 
-    journal           ``peer.journal``: appended, synced before what it records is said
+    journal           ``peer.journal``: appended, synced before what it records is said; written
+                      anew with what still counts at every start, and when it has become long
     models/ROOT       whole models, written before anything says that they are held
     private           what the app keeps between rounds (``checkpoint`` calls it local)
     lock              held while a process owns the folder
@@ -16,6 +17,7 @@ import re
 import struct
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onefed.checkpoint import files
@@ -28,8 +30,11 @@ from onefed.peer.settings import Saved
 MODE = 0o600
 """Private state may hold what an app has learned of its node's data."""
 
-JOURNAL_BYTES_MAX = 2**30
-"""A round of 64 members appends about 200 KB: 5,000 such rounds, far more of smaller groups."""
+JOURNAL_LONG_BYTES = 2**24
+"""A journal that is longer is compacted. A round of 64 members appends about 200 KB."""
+
+JOURNAL_BYTES_MAX = 2 * JOURNAL_LONG_BYTES + journal.PAYLOAD_BYTES_MAX
+"""What may be there after a crash: the last record is as long as any."""
 
 PRIVATE_BYTES_MAX = 2**30
 
@@ -43,10 +48,22 @@ _ROOT = re.compile(r"[0-9a-f]{64}")
 class Store:
     """The folder of one node. It is made with ``create``, and opened once per process."""
 
-    def __init__(self, folder: Path, *, system: files.System = files.SYSTEM) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        system: files.System = files.SYSTEM,
+        journal_long_bytes: int = JOURNAL_LONG_BYTES,
+    ) -> None:
         """Take the folder; raises ``InUseError`` where another process has it."""
+        assert journal_long_bytes <= JOURNAL_LONG_BYTES
         self._folder = folder
         self._system = system
+        self._journal_long_bytes = journal_long_bytes
+        self._whose: tuple[NodeId, str] = ("", "")
+        """Node and experiment of the journal that is open."""
+        self._known: Saved | None = None
+        """What the records so far say."""
         self._journal: files.Appender | None = None
         self._models = threading.Lock()
         """A model may come from two peers, and be made here as well, at the same time."""
@@ -86,29 +103,31 @@ class Store:
                 f"{path} is longer than {JOURNAL_BYTES_MAX} bytes.",
                 hint="Let the node join under a new name, with an empty folder.",
             )
-        replayed = journal.replay(content, node, experiment)
-        self._write_journal(content[: replayed.good_bytes])  # without the torn tail, and synced
-        self._journal = files.Appender(path, system=self._system)
-        saved = replayed.saved
-        return Saved(
-            commit=saved.commit,
-            term=saved.term,
-            voted_for=saved.voted_for,
-            accepted=saved.accepted,
-            incarnation=saved.incarnation,
-            models=tuple(self._model_names()),
-        )
+        saved = journal.replay(content, node, experiment).saved
+        self._whose, self._known = (node, experiment), saved
+        self._compact()  # without the torn tail, and synced
+        return replace(saved, models=tuple(self._model_names()))
 
     def append(self, record: Record) -> None:
         """Add a record to the journal; it is durable after the next ``sync``."""
         assert self._journal is not None, "load comes first"
+        assert self._known is not None
         frame = journal.encode(record, self._synced_bytes)
         self._journal.append(frame)
         self._bytes += len(frame)
+        self._known = journal.after(self._known, record)
+
+    @property
+    def is_long(self) -> bool:
+        """The journal is better synced now, which makes it short."""
+        return self._bytes > self._journal_long_bytes
 
     def sync(self) -> None:
         """Make every record so far survive a power cut."""
         assert self._journal is not None, "load comes first"
+        if self.is_long:
+            self._compact()
+            return
         length = self._bytes
         self._journal.sync()
         self._synced_bytes = length
@@ -157,6 +176,13 @@ class Store:
             self._journal.close()
             self._journal = None
         os.close(self._lock)
+
+    def _compact(self) -> None:
+        assert self._known is not None
+        if self._journal is not None:
+            self._journal.close()
+        self._write_journal(journal.compacted(*self._whose, self._known))
+        self._journal = files.Appender(self._folder / "journal", system=self._system)
 
     def _write_journal(self, content: bytes) -> None:
         files.write_bytes(self._folder / "journal", content, mode=MODE, system=self._system)

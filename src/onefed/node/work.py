@@ -6,6 +6,7 @@ Training, the rule on a range, joining shards to a model, reading and writing mo
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,16 @@ from onefed.node.items import Items, Update
 from onefed.node.store import Store
 from onefed.node.training import App, Task, Trained, TrainingError
 from onefed.node.world import World
-from onefed.peer.interface import Assemble, Assembled, Event, Reduce, Reduced, Train
+from onefed.peer.interface import Assemble, Assembled, Declined, Event, Reduce, Reduced, Train
 from onefed.peer.interface import Trained as TrainedEvent
 from onefed.peer.messages import Contribution, Digest, NodeId, Shard, Slice
 from onefed.telemetry import events
 
 TRAININGS_MAX = 3
-"""Tries at one round; an app that raises so often does not contribute to it."""
+"""Tries at one round before the others are told not to wait for an update."""
 TRAINING_PAUSE_S = 0.5
+DECLINED_PAUSE_S = 10.0
+"""Between further tries, while the round is not agreed on: nobody else may have an update."""
 
 
 class Work:
@@ -67,7 +70,7 @@ class Work:
         """Have the app train; an update that is of no use is tried again."""
         content = await self.model(action.base)
         task = Task(action.round_number, self.epochs, self._content.model(content), self.private)
-        for _ in range(TRAININGS_MAX):
+        for count in itertools.count(1):
             try:
                 trained = await asyncio.get_running_loop().run_in_executor(
                     self._trainer, self._app.train, task, cancelled
@@ -87,7 +90,11 @@ class Work:
                         reason=error.message,
                     )
                 )
-                await asyncio.sleep(TRAINING_PAUSE_S)
+                if count == TRAININGS_MAX:
+                    self._put(Declined(action.round_number, action.base))
+                await asyncio.sleep(TRAINING_PAUSE_S if count < TRAININGS_MAX else DECLINED_PAUSE_S)
+                if cancelled.is_set():
+                    return
                 continue
             digest = await asyncio.to_thread(arrays.digest, update)
             self._items.updates[digest] = Update(task.round_number, update)

@@ -25,18 +25,10 @@ class NodeError(OnefedError):
     exit_code = ExitCode.CONFIG
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Durations of ``peer.settings``, in seconds."""
+class ContributionsError(NodeError):
+    """A round did not get the updates that its rule needs, so the run has failed."""
 
-    beat_s: float = 0.1
-    suspect_s: float = 1.0
-    election_min_s: float = 1.0
-    election_max_s: float = 2.0
-    repair_s: float = 0.5
-    stall_s: float = 5.0
-    straggler_floor_s: float = 0.5
-    straggler_cap_s: float = 60.0
+    exit_code = ExitCode.FAILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from onefed.peer.interface import (
     Append,
     Assemble,
     Assembled,
+    Declined,
     Drop,
     Reduce,
     Reduced,
@@ -45,9 +46,18 @@ def on_trained(state: State, event: Trained) -> None:
         return  # the others have gone on meanwhile
     assert event.contribution.node == state.me
     state.ready = event.contribution
+    state.declined = 0
     state.ack_due = True
     if state.proposal is None and state.me in state.commit.owners:
         _send_slices(state, state.commit.owners)
+
+
+def on_declined(state: State, event: Declined) -> None:
+    """Tell the leader, so that nobody waits."""
+    if event.round_number != state.installed + 1 or event.base != state.commit.root:
+        return
+    state.declined = event.round_number
+    state.ack_due = True
 
 
 def on_proposal(state: State, proposal: Proposal) -> None:

@@ -69,6 +69,14 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class Declined:
+    """``Train`` gave no update. One may still come, and is used if it is not too late."""
+
+    round_number: int
+    base: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class Reduced:
     """``Reduce`` is done; the shard is kept under its item."""
 
@@ -93,7 +101,16 @@ class LeaveAsked:
 
 
 Event: TypeAlias = (
-    Started | Tick | Received | Lost | Progressed | Trained | Reduced | Assembled | LeaveAsked
+    Started
+    | Tick
+    | Received
+    | Lost
+    | Progressed
+    | Trained
+    | Declined
+    | Reduced
+    | Assembled
+    | LeaveAsked
 )
 
 
@@ -206,6 +223,13 @@ class Notice:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The run has failed: the node ends, with nothing lost. The others are told or will be."""
+
+    reason: str
+
+
 Action: TypeAlias = (
-    Append | Send | Train | Reduce | Assemble | Install | Release | Drop | Forget | Notice
+    Append | Send | Train | Reduce | Assemble | Install | Release | Drop | Forget | Notice | Fail
 )

@@ -12,7 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onefed.errors import ExitCode, OnefedError
@@ -79,6 +79,35 @@ def encode(record: Record, synced_bytes: int) -> bytes:
     return _frame(document, synced_bytes)
 
 
+def compacted(node: NodeId, experiment: str, saved: Saved) -> bytes:
+    """A journal that says in a few frames what the records behind ``saved`` have said.
+
+    It takes the place of the old one at once, by a rename: until then the old one counts.
+    """
+    content = header(node, experiment, saved.commit)
+    records: list[Record] = [IncarnationRecord(saved.incarnation)]
+    records += [] if saved.accepted is None else [AcceptedRecord(saved.accepted)]
+    records.append(VoteRecord(saved.term, saved.voted_for))  # last: of an older term than accepted
+    for record in records:
+        content += encode(record, len(content))
+    return content
+
+
+def after(saved: Saved, record: Record) -> Saved:
+    """What a node knows once a record is in its journal."""
+    match record:
+        case VoteRecord(term, voted_for):
+            return replace(saved, term=term, voted_for=voted_for)
+        case AcceptedRecord(entry):
+            if entry.ballot.term > saved.term:
+                return replace(saved, accepted=entry, term=entry.ballot.term, voted_for=None)
+            return replace(saved, accepted=entry)
+        case CommittedRecord(entry):
+            return replace(saved, commit=entry)
+        case IncarnationRecord(incarnation):
+            return replace(saved, incarnation=incarnation)
+
+
 def replay(content: bytes, node: NodeId, experiment: str) -> Replayed:
     """What the node knew, without its models.
 
@@ -100,20 +129,20 @@ def replay(content: bytes, node: NodeId, experiment: str) -> Replayed:
             f"The journal is of the node {head['node']!r} in {head['experiment']!r}.",
             hint=f"Give {node!r} in {experiment!r} a folder of its own.",
         )
-    term, voted_for, incarnation = 0, None, 0
-    commit, accepted = _read_entry(head["start"]), None
+    saved = Saved(_read_entry(head["start"]))
     for record in records:
-        if "term" in record:
-            term, voted_for = record["term"], record["voted_for"]
-        elif "accepted" in record:
-            accepted = _read_entry(record["accepted"])
-            if accepted.ballot.term > term:
-                term, voted_for = accepted.ballot.term, None
-        elif "committed" in record:
-            commit = _read_entry(record["committed"])
-        elif "incarnation" in record:
-            incarnation = record["incarnation"]
-    return Replayed(Saved(commit, term, voted_for, accepted, incarnation), good_bytes)
+        saved = after(saved, _read_record(record))
+    return Replayed(saved, good_bytes)
+
+
+def _read_record(document: dict[str, Any]) -> Record:
+    if "accepted" in document:
+        return AcceptedRecord(_read_entry(document["accepted"]))
+    if "committed" in document:
+        return CommittedRecord(_read_entry(document["committed"]))
+    if "incarnation" in document:
+        return IncarnationRecord(document["incarnation"])
+    return VoteRecord(document["term"], document["voted_for"])
 
 
 def _read(content: bytes) -> tuple[list[dict[str, Any]], int]:

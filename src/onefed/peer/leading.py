@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from onefed.peer import election, exchange, membership, repair
+from onefed.peer.interface import Fail
 from onefed.peer.messages import (
     Ack,
     Adopt,
@@ -50,6 +51,8 @@ def start(state: State) -> None:
 
 def resign(state: State) -> None:
     """Stop leading; whoever is needed elects again."""
+    if state.hopeless:
+        state.out.append(Fail(state.hopeless))  # those that were told first are gone already
     state.lead = None
     state.role = Role.FOLLOWER
     state.leader = None
@@ -82,6 +85,9 @@ def on_heartbeat(state: State, sender: NodeId, message: Heartbeat) -> None:
         election.set_timer(state)
         if message.proposal is not None:
             exchange.on_proposal(state, message.proposal)
+        if message.hopeless and not state.hopeless:
+            state.hopeless = message.hopeless
+            state.out.append(Fail(state.hopeless))
         state.ack_due = True
     else:
         state.send(sender, make_ack(state))  # so that it steps down
@@ -118,6 +124,7 @@ def make_ack(state: State) -> Ack:
         held=state.accepted,
         progress=state.progress,
         unreachable=tuple(node for node, at_s in state.heard_s.items() if at_s == -NEVER),
+        declined=state.declined,
     )
 
 
@@ -132,12 +139,15 @@ def on_tick(state: State) -> None:
             resign(state)
             return
         beat(state)
+    if state.now_s >= state.lead.fail_at_s:
+        state.lead.fail_at_s = NEVER
+        state.out.append(Fail(state.hopeless))
 
 
 def beat(state: State) -> None:
     """Tell everybody everything."""
     lead = _lead(state)
-    message = Heartbeat(state.term, state.commit, state.proposal)
+    message = Heartbeat(state.term, state.commit, state.proposal, state.hopeless)
     for node in dict.fromkeys((*state.voters, *lead.learners)):
         if node != state.me:
             state.send(node, message)
@@ -242,19 +252,26 @@ def _propose(state: State, lead: Lead) -> None:
     if (
         state.installed < state.commit.round_number
         or state.commit.round_number >= state.settings.rounds_total
+        or state.hopeless
     ):
         return
     live = [node for node in dict.fromkeys((*state.voters, *lead.learners)) if state.is_live(node)]
     contributors = tuple(
         ready for node in sorted(live) if (ready := _ready(state, lead, node)) is not None
     )
-    if (
-        not contributors
-        or len(contributors) < state.settings.min_contributors
-        or not state.has_majority(sum(node in live for node in state.voters))
-    ):
+    if not state.has_majority(sum(node in live for node in state.voters)):
         return
-    if len(contributors) < len(live) and state.now_s < _deadline(state, lead, live):
+    names = [each.node for each in contributors]
+    if not contributors or not state.rules.suffices(
+        names,
+        state.voters,
+        whole=state.settings.whole_roster,
+        least=state.settings.min_contributors,
+    ):
+        _despair(state, lead, names)
+        return
+    behind = [node for node in live if node not in names and not _declines(state, lead, node)]
+    if behind and state.now_s < _deadline(state, lead, behind):
         return  # the next beat looks again
     if lead.tries == 0:
         lead.ready_times_s += lead.ready_s.values()
@@ -271,6 +288,29 @@ def _propose(state: State, lead: Lead) -> None:
         rule=state.settings.rule,
     )
     _publish(state, lead, plan)
+
+
+def _despair(state: State, lead: Lead, ready: list[NodeId]) -> None:
+    """Call the run failed, and tell everybody, where too few updates have come for too long."""
+    give_up_s = state.settings.give_up_s
+    if give_up_s is None or state.now_s - lead.round_started_s < give_up_s:
+        return
+    gone = ", ".join(node for node in state.voters if node not in ready)
+    state.hopeless = (
+        f"Round {state.commit.round_number + 1} has {len(ready)} updates after {give_up_s:g} s, "
+        f"which are too few for its rule; none of {gone}."
+    )
+    lead.fail_at_s = state.now_s + state.settings.suspect_s
+    state.beat_due = True
+
+
+def _declines(state: State, lead: Lead, node: NodeId) -> bool:
+    """Whether a node has said that it has no update to give to this round."""
+    wanted = state.commit.round_number + 1
+    if node == state.me:
+        return state.declined == wanted
+    ack = lead.acks.get(node)
+    return ack is not None and ack.declined == wanted
 
 
 def _publish(state: State, lead: Lead, proposal: Proposal) -> None:
@@ -314,11 +354,10 @@ def _cut_off(state: State, lead: Lead, nodes: Sequence[NodeId]) -> NodeId | None
     return None
 
 
-def _deadline(state: State, lead: Lead, live: list[NodeId]) -> float:
+def _deadline(state: State, lead: Lead, behind: list[NodeId]) -> float:
     """Until when the round waits for those that are not ready."""
     settings = state.settings
     started_s = lead.round_started_s
-    behind = [node for node in live if _ready(state, lead, node) is None]
     if not any(_is_caught_up(state, lead, node) for node in behind):
         return started_s + settings.catch_up_grace_s
     wait_s = settings.straggler_cap_s

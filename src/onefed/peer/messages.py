@@ -202,6 +202,8 @@ class Heartbeat:
     term: int
     commit: Entry
     proposal: Proposal | None
+    hopeless: str = ""
+    """Why there will be no further round: updates that the rule needs did not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,8 @@ class Ack:
     progress: int
     """Grows with every item or part of one that arrives."""
     unreachable: tuple[NodeId, ...]
+    declined: int = 0
+    """Round to which it has no update to give; 0: none. Nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,13 @@ class Rules:
         """Who decides on a proposal: the roster before it, whatever the next one is."""
         return committed
 
+    def suffices(
+        self, contributors: Iterable[NodeId], voters: Iterable[NodeId], *, whole: bool, least: int
+    ) -> bool:
+        """A rule without partial aggregation is given the updates of all voters, or none."""
+        found = set(contributors)
+        return len(found) >= least and not (whole and set(voters) - found)
+
     def leads_again(self, *, voted_for: NodeId | None, me: NodeId) -> bool:
         """A restarted leader never resumes its term: it does not know its attempts."""
         return False

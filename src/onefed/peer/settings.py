@@ -7,9 +7,28 @@ from dataclasses import dataclass
 from onefed.peer.messages import Digest, Entry, Member, NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Durations in seconds of the node's own monotonic clock."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Durations that whoever starts a node may choose: seconds of its own monotonic clock."""
+
+    beat_s: float = 0.1
+    suspect_s: float = 1.0
+    """Without any message for so long, a node is suspected."""
+    election_min_s: float = 1.0
+    election_max_s: float = 2.0
+    """A follower stands after a random time between the two without a heartbeat."""
+    repair_s: float = 0.5
+    """What has not come by itself after so long is asked for, again and again."""
+    stall_s: float = 5.0
+    """No progress for so long: a new attempt."""
+    straggler_floor_s: float = 0.5
+    straggler_cap_s: float = 60.0
+    """The deadline of a round: median + MADs of past ready times, between floor and cap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Pace):
+    """Of one node; durations as in ``Pace``."""
 
     member: Member
     """This node."""
@@ -23,20 +42,13 @@ class Settings:
     votes: bool = True
     """Ask for a vote when not on the roster; False: observe and contribute only."""
     min_contributors: int = 1
-    beat_s: float = 0.1
-    suspect_s: float = 1.0
-    """Without any message for so long, a node is suspected."""
-    election_min_s: float = 1.0
-    election_max_s: float = 2.0
-    """A follower stands after a random time between the two without a heartbeat."""
-    repair_s: float = 0.5
-    """What has not come by itself after so long is asked for, again and again."""
-    stall_s: float = 5.0
-    """No progress for so long: a new attempt."""
-    straggler_floor_s: float = 0.5
-    straggler_cap_s: float = 60.0
+    whole_roster: bool = False
+    """The rule gives nothing without the update of every voter: no partial aggregation."""
+    give_up_s: float | None = None
+    """A round that lacks updates which the rule needs for so long has failed, for all; None: it
+    waits."""
     straggler_mads: float = 4.0
-    """The deadline of a round: median + so many MAD of past ready times, between floor and cap."""
+    """So many MADs over the median is the deadline of a round."""
     catch_up_grace_s: float = 2.0
     """A live node that is behind holds a round up for no longer."""
     join_s: float = 1.0

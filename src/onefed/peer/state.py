@@ -58,6 +58,8 @@ class Lead:
     """Of the last attempt at this round that was no star."""
     progress: int = 0
     progress_at_s: float = 0.0
+    fail_at_s: float = NEVER
+    """When the leader ends a run that has failed: the others have been told by then."""
     learners: dict[NodeId, Member] = field(default_factory=dict)
     """Nodes off the roster that get heartbeats."""
     joining: dict[NodeId, Member] = field(default_factory=dict)
@@ -104,6 +106,10 @@ class State:
     """Own update for the round after ``installed``."""
     training: int = 0
     """Round that is being trained; 0: none."""
+    declined: int = 0
+    """Round for which training gave nothing; 0: none."""
+    hopeless: str = ""
+    """Why there will be no further round."""
     slices: set[Slice] = field(default_factory=set)
     """Of others' updates, that are kept here."""
     shards: set[Shard] = field(default_factory=set)

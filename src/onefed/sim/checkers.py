@@ -44,6 +44,8 @@ class Checkers:
 
     start: Entry
     matter: Matter
+    whole_roster: bool = False
+    """The rule has no partial aggregation."""
     only: frozenset[str] | None = None
     """Promises that are watched; None: all."""
     disks: dict[NodeId, Disk] = field(default_factory=dict)
@@ -90,6 +92,9 @@ class Checkers:
         holders = self._holders(before.roster, entry.root)
         if not _is_majority(holders, before.roster):
             self._break("durability", f"round {number} is on the disks of {holders} only")
+        absent = {each.node for each in before.roster} - {each.node for each in entry.contributors}
+        if self.whole_roster and absent:
+            self._break("partial", f"round {number} is without {sorted(absent)}")
         self._reference(entry, before)
         self.committed[number] = entry
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from onefed.peer import journal
 from onefed.peer.interface import AcceptedRecord, Record, VoteRecord
 from onefed.peer.messages import Digest, Entry
+from onefed.peer.settings import Saved
 from onefed.sim.content import Content
 
 
 class Disk:
     """Survives its node."""
 
-    def __init__(self, head: bytes) -> None:
-        """Begin with the first frame of a journal, on disk."""
+    def __init__(
+        self,
+        head: bytes,
+        *,
+        long_bytes: int | None = None,
+        compact: Callable[[Saved], bytes] | None = None,
+    ) -> None:
+        """Begin with the first frame of a journal, on disk.
+
+        Args:
+            long_bytes: a journal that is longer is compacted when it is synced; None: never.
+            compact: makes a short journal of what a node knows.
+        """
         self.journal = bytearray(head)
+        self._long_bytes = long_bytes
+        self._compact = compact
+        self.known: Saved | None = None
+        """What the records of this life say; set at every start."""
+        self.compactions = 0
         self.synced_bytes = len(head)
         self.models: dict[Digest, Content] = {}
         self.accepted: Entry | None = None
@@ -25,7 +43,14 @@ class Disk:
     def append(self, record: Record, *, sync: bool) -> None:
         """Add a frame."""
         self.journal += journal.encode(record, self.synced_bytes)
+        if self.known is not None:
+            self.known = journal.after(self.known, record)
         if sync:
+            if self._long_bytes is not None and len(self.journal) > self._long_bytes:
+                assert self.known is not None
+                assert self._compact is not None
+                self.journal = bytearray(self._compact(self.known))
+                self.compactions += 1
             self.synced_bytes = len(self.journal)
             match record:
                 case AcceptedRecord(entry):

@@ -104,7 +104,7 @@ def _heal(world: World, pairs: list[tuple[NodeId, NodeId]]) -> None:
 def _calm(world: World, aimed: list[_Aimed]) -> None:
     world.watches.clear()
     del aimed[:]
-    world.loss = world.duplication = world.spike_share = 0.0
+    world.loss = world.duplication = world.spike_share = world.declines = 0.0
     hosts = list(world.hosts.values())
     dying = [host for host in hosts if host.place < world.options.nodes][: world.options.dead]
     for host in dying:

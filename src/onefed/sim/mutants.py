@@ -17,10 +17,11 @@ from onefed.peer import journal
 from onefed.peer.interface import AcceptedRecord, Action, Append, Send, VoteRecord
 from onefed.peer.messages import Ack, Ballot, Entry, Member, NodeId, Roster, Vote
 from onefed.peer.safety import Rules
+from onefed.peer.settings import Saved
 from onefed.sim import options
 from onefed.sim.checkers import OUTCOMES
 from onefed.sim.run import Outcome, run
-from onefed.sim.world import Replay
+from onefed.sim.world import Compact, Replay
 
 SCHEDULES_MAX = 2000
 """In which a mutant must be killed."""
@@ -131,6 +132,15 @@ class NewRosterDecides(Rules):
         return proposed
 
 
+class PartialAnyway(Rules):
+    """Whoever is ready is enough for any rule."""
+
+    def suffices(
+        self, contributors: Iterable[NodeId], voters: Iterable[NodeId], *, whole: bool, least: int
+    ) -> bool:
+        return True
+
+
 class LeadsAgain(Rules):
     """A leader that restarts resumes its term."""
 
@@ -154,6 +164,11 @@ def unchecked(content: bytes, node: NodeId, experiment: str) -> journal.Replayed
     return replayed
 
 
+def forgetful(node: NodeId, experiment: str, saved: Saved) -> bytes:
+    """A compaction that keeps what is committed, and nothing that was promised."""
+    return journal.compacted(node, experiment, replace(saved, accepted=None, voted_for=None))
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A bug on purpose."""
@@ -163,6 +178,7 @@ class Mutant:
     """Which rule or duty."""
     rules: Rules = field(default_factory=Rules)
     replay: Replay = journal.replay
+    compact: Compact = journal.compacted
     sync: bool = True
 
 
@@ -180,10 +196,12 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("late-data", "shards of another attempt do not count", LateData()),
     Mutant("many-changes", "the roster changes by one", ManyChanges()),
     Mutant("new-roster-decides", "the roster before a change decides on it", NewRosterDecides()),
+    Mutant("partial-anyway", "no partial aggregation where the rule has none", PartialAnyway()),
     Mutant("leads-again", "a restarted leader never resumes its term", LeadsAgain()),
     Mutant("no-sync", "synced means on disk", sync=False),
     Mutant("tail-stays", "the torn tail of the journal is cut", replay=uncut),
     Mutant("no-checksum", "a torn record is no record", replay=unchecked),
+    Mutant("compaction-forgets", "a short journal says what the long one said", compact=forgetful),
 )
 
 
@@ -209,6 +227,7 @@ def judge(
             options.draw(next(seeds)),
             rules=mutant.rules,
             replay=mutant.replay,
+            compact=mutant.compact,
             sync=mutant.sync,
             only=only,
         )

@@ -7,7 +7,7 @@ another. Half of the seeds aim: their faults strike where the protocol is at wor
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 
@@ -90,6 +90,9 @@ class Options:
     whole: bool = False
     """Robust mode: whole updates."""
     min_contributors: int = 1
+    whole_roster: bool = False
+    """The rule has no partial aggregation."""
+    give_up_s: float | None = None
     evict_after_rounds: int = 0
     beat_s: float = 0.1
     repair_s: float = 0.3
@@ -105,8 +108,12 @@ class Options:
     """Peers of a crashed node see their connection reset; False: they hear nothing."""
     torn: bool = False
     """A crash is a power cut: what was not synced is lost in part, or torn."""
+    declines: float = 0.0
+    """Share of the trainings that give no update."""
     retrain: bool = False
     """Training twice gives two updates."""
+    journal_long_bytes: int | None = None
+    """A journal that is longer is compacted; None: none is."""
     drift: float = 0.0
     """Clocks run by so much faster or slower, at most."""
     train_min_s: float = 0.05
@@ -148,7 +155,7 @@ def draw(seed: int) -> Options:
     evict = random.choice((1, 2)) if pick.chance(0.15) else 0
     changes = joiners or evict or any(fault.kind is Kind.LEAVE for fault in faults)
     last_s = max((fault.at_s + fault.for_s for fault in faults), default=0.0)
-    return Options(
+    drawn = Options(
         seed=seed,
         nodes=nodes,
         joiners=joiners,
@@ -175,6 +182,23 @@ def draw(seed: int) -> Options:
         faults=faults,
         dead=(nodes - 1) // 2 if pick.chance(0.3) and not changes else 0,
         calm_at_s=max(window_s, last_s),
+    )
+    return _with_later_kinds(drawn, fixed=not changes and not drawn.dead)
+
+
+def _with_later_kinds(drawn: Options, *, fixed: bool) -> Options:
+    """What was added later draws from chance of its own: older seeds stay as they are in the rest.
+
+    Args:
+        fixed: the roster stays as it is, and every voter comes back.
+    """
+    random = Random(f"later {drawn.seed}")  # noqa: S311 - as above
+    pick = _Draw(random)
+    return replace(
+        drawn,
+        journal_long_bytes=random.choice((500, 4000)) if pick.chance(0.4) else None,
+        declines=random.choice((0.1, 0.4)) if pick.chance(0.2) else 0.0,
+        whole_roster=fixed and pick.chance(0.15),
     )
 
 

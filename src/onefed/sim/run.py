@@ -11,7 +11,7 @@ from onefed.sim import faults
 from onefed.sim.content import Matter
 from onefed.sim.options import LIVENESS_S, Options
 from onefed.sim.violation import Violation
-from onefed.sim.world import Replay, World
+from onefed.sim.world import Compact, Replay, World
 
 BYTES_SHARE_MAX = 1.05
 """Of the bound, sent by a node when nothing goes wrong."""
@@ -39,6 +39,7 @@ def run(
     matter: Matter | None = None,
     rules: Rules | None = None,
     replay: Replay = journal.replay,
+    compact: Compact = journal.compacted,
     sync: bool = True,
     only: frozenset[str] | None = None,
 ) -> Outcome:
@@ -47,7 +48,7 @@ def run(
     Args:
         only: of the checkers' promises, those to watch.
     """
-    world = World(options, matter=matter, rules=rules, replay=replay, sync=sync)
+    world = World(options, matter=matter, rules=rules, replay=replay, compact=compact, sync=sync)
     world.checkers.only = only
     violation = None
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from onefed.peer.interface import AcceptedRecord, Action, Append, Install, Notice, Send
+from onefed.peer.interface import AcceptedRecord, Action, Append, Fail, Install, Notice, Send
 from onefed.peer.messages import Ack, Adopt, Data, Heartbeat, NodeId, Plan, Shard, Slice, Vote, Want
 from onefed.sim import show
 from onefed.sim.options import Options
@@ -93,6 +93,8 @@ class Scenario:
             join_at_s=float(given.get("join-at", "1")),
             rounds=int(given.get("rounds", "1")),
             whole="whole" in given,
+            whole_roster="whole-roster" in given,
+            give_up_s=float(given["give-up"]) if "give-up" in given else None,
             evict_after_rounds=int(given.get("evict-after", "0")),
             latency_min_s=0.005,
             latency_max_s=0.005,
@@ -203,7 +205,7 @@ class Scenario:
 
     def _is_shown(self, host: Host, action: Action) -> bool:
         match action:
-            case Notice() | Install() | Append(AcceptedRecord()):
+            case Notice() | Fail() | Install() | Append(AcceptedRecord()):
                 return True
             case Send(_, Heartbeat(_, commit, proposal)):
                 said = (commit.round_number, proposal)

@@ -6,6 +6,7 @@ from onefed.peer.interface import (
     AcceptedRecord,
     Append,
     CommittedRecord,
+    Fail,
     Install,
     Notice,
     Send,
@@ -58,6 +59,8 @@ def describe(what: object) -> str:
             return f"installs {entry.round_number}:{_short(entry.root)}"
         case Notice(kind, detail):
             return f"* {kind}: {detail}"
+        case Fail(reason):
+            return f"fails: {reason}"
         case _:
             return str(what)
 
@@ -65,12 +68,14 @@ def describe(what: object) -> str:
 def say(message: Message) -> str:
     """A message in a few words."""
     match message:
-        case Heartbeat(term, commit, proposal):
-            return f"beat t{term} commit {commit.round_number}{_proposal(proposal)}"
+        case Heartbeat(term, commit, proposal, hopeless):
+            told = f" HOPELESS {hopeless}" if hopeless else ""
+            return f"beat t{term} commit {commit.round_number}{_proposal(proposal)}{told}"
         case Ack():
             ready = "" if message.ready is None else f" ready {_short(message.ready.digest)}"
             held = "" if message.held is None else f" held {_entry(message.held)}"
-            return f"ack t{message.term} at {message.installed}{ready}{held}"
+            none = f" declines {message.declined}" if message.declined else ""
+            return f"ack t{message.term} at {message.installed}{ready}{held}{none}"
         case Data(item):
             return f"data {_item(item)}"
         case Want(item):

@@ -6,9 +6,11 @@ seeded by the schedule: a schedule happens the same way every time.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any, TypeAlias
 
@@ -20,8 +22,10 @@ from onefed.peer.interface import (
     Assemble,
     Assembled,
     CommittedRecord,
+    Declined,
     Drop,
     Event,
+    Fail,
     Forget,
     Install,
     LeaveAsked,
@@ -64,11 +68,14 @@ from onefed.sim.violation import Violation
 LOG_EVENTS_MAX = 400
 """Last events that are kept to be shown."""
 REDUCE_MAX_S = 0.004
+DECLINED_S = 2.0
+"""An app that gave nothing is tried again after so long."""
 ROUNDING_S = 1e-9
 
 Watch: TypeAlias = Callable[["Host", Action], bool]
 """Asked before every action; True: the host ends here."""
 Replay: TypeAlias = Callable[[bytes, NodeId, str], journal.Replayed]
+Compact: TypeAlias = Callable[[NodeId, str, Saved], bytes]
 
 
 class Host:
@@ -119,6 +126,7 @@ class World:
         matter: Matter | None = None,
         rules: Rules | None = None,
         replay: Replay = journal.replay,
+        compact: Compact = journal.compacted,
         sync: bool = True,
     ) -> None:
         self.options = options
@@ -135,6 +143,7 @@ class World:
         self.loss = options.loss
         self.duplication = options.duplication
         self.spike_share = options.spike_share
+        self.declines = options.declines
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         count = options.nodes + options.joiners + options.observers
@@ -150,11 +159,15 @@ class World:
             contributors=(),
             owners=(),
         )
-        self.checkers = Checkers(start, self.matter)
+        self.checkers = Checkers(start, self.matter, whole_roster=options.whole_roster)
         self.checkers.models[start.root] = model
         self.hosts: dict[NodeId, Host] = {}
         for place, member in enumerate(members):
-            disk = Disk(journal.header(member.node, "sim", start))
+            disk = Disk(
+                journal.header(member.node, "sim", start),
+                long_bytes=options.journal_long_bytes,
+                compact=functools.partial(compact, member.node, "sim"),
+            )
             disk.models[start.root] = model
             straggles = options.straggler_s if place == options.nodes - 1 else 0.0
             host = Host(
@@ -203,18 +216,11 @@ class World:
         host.disk.cut(replayed.good_bytes)
         host.life += 1
         host.training = 0
-        saved = replayed.saved
+        saved = host.disk.known = replayed.saved
         jitter = Random(f"jitter {self.options.seed} {host.name} {host.life}")  # noqa: S311
         host.machine = Machine(
             host.settings,
-            Saved(
-                commit=saved.commit,
-                term=saved.term,
-                voted_for=saved.voted_for,
-                accepted=saved.accepted,
-                incarnation=saved.incarnation,
-                models=tuple(host.disk.models),
-            ),
+            replace(saved, models=tuple(host.disk.models)),
             jitter=jitter.random,
             rules=self.rules,
         )
@@ -372,6 +378,10 @@ class World:
     def _trained(self, host: Host, life: int, training: int, action: Train, base: Content) -> None:
         if (host.life, host.training) != (life, training) or host.machine is None:
             return
+        if self.declines and self.random.random() < self.declines:
+            self.step(host, Declined(action.round_number, action.base))
+            self.after(DECLINED_S, self._trained, host, life, training, action, base)
+            return
         host.trainings += 1
         salt = host.trainings if self.options.retrain else 0
         made, weight = self.matter.train(host.name, base, action.round_number, salt)
@@ -426,6 +436,10 @@ class World:
     def _notice(self, host: Host, action: Notice) -> None:
         self.log.append((self.now_s, host.name, action))
 
+    def _fail(self, host: Host, action: Fail) -> None:
+        self.log.append((self.now_s, host.name, action))
+        host.actions_left = 0
+
 
 def _settings(options: Options, member: Member, *, votes: bool) -> Settings:
     return Settings(
@@ -435,6 +449,8 @@ def _settings(options: Options, member: Member, *, votes: bool) -> Settings:
         whole_updates=options.whole,
         votes=votes,
         min_contributors=options.min_contributors,
+        whole_roster=options.whole_roster,
+        give_up_s=options.give_up_s,
         beat_s=options.beat_s,
         repair_s=options.repair_s,
         stall_s=options.stall_s,
@@ -455,4 +471,5 @@ _PERFORM: dict[type, Callable[[World, Host, Any], None]] = {
     Drop: World._drop,
     Forget: World._forget,
     Notice: World._notice,
+    Fail: World._fail,
 }

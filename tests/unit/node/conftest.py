@@ -97,6 +97,7 @@ class Group:
     nodes: dict[str, Node] = field(default_factory=dict)
     apps: dict[str, ToyApp] = field(default_factory=dict)
     told: dict[str, list[events.Event]] = field(default_factory=dict)
+    pace: Pace = PACE
     disks: dict[str, files.System] = field(default_factory=dict)
     """Of nodes whose disk is a special one."""
 
@@ -120,7 +121,7 @@ class Group:
             experiment="test",
             rule=self.rule,
             world=world,
-            pace=PACE,
+            pace=self.pace,
         )
         return node
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from tests.unit.node.conftest import by_the_rule, memory_group
+from tests.unit.node.conftest import LIMIT_S, PACE, by_the_rule, memory_group
 
 from onefed import aggregate, arrays
 from onefed.checkpoint import files
 from onefed.errors import InUseError, StorageError
 from onefed.node import NodeError
+from onefed.node.store import Store
+from onefed.node.world import ContributionsError
+from onefed.peer.interface import AcceptedRecord, CommittedRecord, VoteRecord
 from onefed.peer.journal import JournalError
+from onefed.peer.messages import Ballot, Entry, Member
 from onefed.telemetry import events
 
+FIRST = Entry(0, "0" * 64, 5, Ballot(0, 0), (Member("a", ""),), (), ())
 FOUR = ("node-0", "node-1", "node-2", "node-3")
 
 
@@ -171,6 +178,86 @@ def test_an_app_that_raises_costs_its_node_the_round_and_nobody_else(tmp_path: P
             assert len(group.models()) == 1
 
     asyncio.run(scenario())
+
+
+def test_nobody_waits_for_a_node_whose_app_raises(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=3) as group:
+            group.pace = replace(PACE, straggler_floor_s=1000.0, straggler_cap_s=1000.0)
+            group.make("node-2")
+            group.apps["node-2"].fails = True
+            await group.start(*FOUR)
+            await group.until(group.all_at(3))
+
+            assert group.contributors() == [["node-0", "node-1", "node-3"]] * 3
+
+    asyncio.run(scenario())
+
+
+@dataclass(frozen=True)
+class Together(aggregate.FedAvg):
+    """A mean that is worth nothing without one of the members."""
+
+    SUPPORTS_PARTIAL_AGGREGATION: ClassVar[bool] = False
+
+
+def test_a_rule_without_partial_aggregation_waits_for_all_and_fails_without_one(
+    tmp_path: Path,
+) -> None:
+    """Scenario A4: a defined error, at every node, and no hang."""
+
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=3) as group:
+            group.rule = Together()
+            group.pace = replace(PACE, straggler_floor_s=0.2, straggler_cap_s=2.0)
+            await group.start(*FOUR)
+            await group.until(group.all_at(1))
+            group.apps["node-1"].free.clear()
+            async with asyncio.timeout(LIMIT_S):
+                for node in group.nodes.values():
+                    await node.ended()
+
+            for node in group.nodes.values():
+                assert isinstance(node.error, ContributionsError)
+                assert "none of node-1" in node.error.message
+                assert node.state.state == "failed"
+            assert all(names == list(FOUR) for names in group.contributors())
+
+            # Nothing is lost: the same folders go on.
+            reached = len(group.contributors())
+            group.apps["node-1"].free.set()
+            for name in FOUR:
+                await group.kill(name)
+            await group.start(*FOUR)
+            await group.until(group.all_at(3))
+            expected = by_the_rule(aggregate.rule("FedAvg"), [list(FOUR)] * 3)
+            assert reached < 3
+            assert group.models() == {arrays.digest(expected)}
+
+    asyncio.run(scenario())
+
+
+def test_a_long_journal_becomes_short_and_forgets_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path, journal_long_bytes=2000)
+    store.create("a", "x", FIRST, b"model")
+    store.load("a", "x")
+    sizes = set()
+    for term in range(1, 60):
+        store.append(VoteRecord(term, "b"))
+        store.append(AcceptedRecord(replace(FIRST, round_number=term, ballot=Ballot(term, 1))))
+        store.sync()
+        sizes.add((tmp_path / "journal").stat().st_size)
+    store.append(CommittedRecord(replace(FIRST, round_number=59)))
+    store.sync()
+    store.close()
+
+    assert max(sizes) < 4000
+    reopened = Store(tmp_path)
+    saved = reopened.load("a", "x")
+    reopened.close()
+    assert (saved.term, saved.voted_for, saved.commit.round_number) == (59, "b", 59)
+    assert saved.accepted is not None
+    assert saved.accepted.ballot == Ballot(59, 1)
 
 
 def test_what_the_app_keeps_is_that_of_the_last_round_that_was_agreed_on(tmp_path: Path) -> None:

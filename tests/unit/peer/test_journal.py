@@ -78,6 +78,19 @@ def test_damage_of_what_was_on_disk_makes_a_node_refuse(place: int) -> None:
         journal.replay(bytes(damaged), "a", "x")
 
 
+@given(st.lists(st.sampled_from(RECORDS), max_size=12), st.integers(1, 20))
+def test_a_compacted_journal_says_what_the_long_one_said(records: list[Record], cut: int) -> None:
+    content, _ = written(records, synced=len(records))
+    saved = journal.replay(content, "a", "x").saved
+    short = journal.compacted("a", "x", saved)
+
+    assert journal.replay(short, "a", "x") == journal.Replayed(saved, len(short))
+    longer = short + journal.encode(VoteRecord(9, "b"), len(short))
+    assert journal.replay(longer, "a", "x").saved == journal.after(saved, VoteRecord(9, "b"))
+    torn = journal.replay(longer[:-cut], "a", "x")
+    assert torn == journal.Replayed(saved, len(short))
+
+
 @pytest.mark.parametrize(("node", "experiment"), [("b", "x"), ("a", "y")])
 def test_the_journal_of_another_is_refused(node: str, experiment: str) -> None:
     content, _ = written(RECORDS, synced=5)
