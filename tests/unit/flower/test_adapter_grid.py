@@ -231,7 +231,7 @@ def test_a_grid_of_another_kind_is_left_alone(grid: Any) -> None:
 def test_a_part_whose_answer_was_lost_is_refused_the_second_time(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Flower does when a SuperLink dies while it takes a part: asks again, and ends the run."""
+    """What Flower does when a SuperLink dies while it takes a part: asks again, ends the run."""
     node = hub.add()
     client = hub.grid._http._runtime_client
     push = client.PushObject
