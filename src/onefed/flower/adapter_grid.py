@@ -60,6 +60,9 @@ REPLY_SPARE_BYTES = 64 * 2**20
 UNREADABLE = 1001
 """Our own error code, beside Flower's, of a reply that is none."""
 
+SENDINGS_MAX = 5
+"""Of the same messages, when the SuperLink dies under each."""
+
 FORGET_S = 60.0
 """A reply for which nobody has asked so long was given up by its round."""
 
@@ -87,10 +90,6 @@ class _Partial:
     def drop(self) -> None:
         self.contents.clear()
         self.held_bytes = 0
-
-
-class SendingLostError(Exception):
-    """The SuperLink does not take the rest of what is being sent: it was started anew meanwhile."""
 
 
 class _TooLargeError(ObjectPullError):
@@ -239,10 +238,18 @@ class CollectingGrid(WrappedGrid):
         for message in sent:
             if message.has_content():
                 self._sent_bytes_max = max(self._sent_bytes_max, _array_bytes(message.content))
-        try:
-            return self._grid.push_messages(sent)
-        except ObjectPushError as error:
-            raise SendingLostError(str(error)) from error
+        sendings = 0
+        while True:
+            sendings += 1
+            try:
+                return self._grid.push_messages(sent)
+            except ObjectPushError as error:
+                # The SuperLink had taken this part when it died, and takes none a second time; or
+                # has given up the sending. It knows a message by its id, so that sending the same
+                # again brings what is missing, and nothing twice.
+                if sendings == SENDINGS_MAX:
+                    raise
+                _LOG.warning("The SuperLink was lost while messages were sent: %s", error)
 
 
 def _array_bytes(content: RecordDict) -> int:

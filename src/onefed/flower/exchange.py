@@ -1,7 +1,7 @@
 """One phase of a round: a message to each client, and what came back in time.
 
 Flower delivers at most once and answers errors of its own in the name of node 1, so a reply is
-matched by the message that it answers (docs/flower.md). Five things follow:
+matched by the message that it answers (docs/flower.md). Four things follow:
 
 * A node that left and came back inside the phase has lost its message. Flower notes when a node
   was activated; where that is later than our message, the client gets another one. The first reply
@@ -10,8 +10,6 @@ matched by the message that it answers (docs/flower.md). Five things follow:
   enough without it, and nobody stands by who could take its place.
 * A SuperLink that dies while it answers a look has given out replies that never came. Who has not
   answered ``DOUBT_S`` after such a look gets another message.
-* A SuperLink that dies while messages are sent to it does not know the rest when it is back. All
-  of them are sent anew; who has got the first one, too, answers both, and counts once.
 * A reply whose bytes Flower cannot read raises out of its grid and takes along all others of the
   same look: the SuperLink has given them out, and does not say which. So all clients of that look
   are asked again and looked at one by one; and the one who did it is for the rest of the run.
@@ -48,9 +46,6 @@ STALL_REPORT_S = 10.0
 
 LOOK_BYTES_MAX = 64 * 2**20
 """Of the replies that one look may bring into memory; one reply may have more."""
-
-SENDINGS_MAX = 5
-"""Of the same messages, when the SuperLink dies under each."""
 
 MESSAGES_MAX = 5
 """To one client in one phase; a node that comes and goes more often gives up its round."""
@@ -219,7 +214,7 @@ class _Phase:
     def _send(self, those: Sequence[_Asked]) -> Iterator[Failure]:
         if not those:
             return
-        ids = self._pushed([each.client for each in those])
+        ids = list(self.grid.push_messages([self.message_to(each.client) for each in those]))
         # Flower answers with no ids at all when the messages are too large for one request.
         ids += [""] * (len(those) - len(ids))
         for each, message_id in zip(those, ids, strict=True):
@@ -229,18 +224,6 @@ class _Phase:
                 self.waiting[message_id] = each
             else:
                 yield self._close(each, "not_sent", "the SuperLink did not take the message")
-
-    def _pushed(self, those: Sequence[Client]) -> list[str]:
-        """Ids of messages to these clients."""
-        sendings = 0
-        while True:
-            sendings += 1
-            try:
-                return list(self.grid.push_messages([self.message_to(each) for each in those]))
-            except adapter_grid.SendingLostError as error:
-                if sendings == SENDINGS_MAX:
-                    raise
-                _LOG.warning("The SuperLink was lost while messages were sent: %s", error)
 
     def _sweep(self, started: float) -> Iterator[Reply | Failure]:
         """Look once for the reply to every message, in bounded portions."""

@@ -13,6 +13,7 @@ from flwr.common.serde import message_from_proto, run_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import PullTaskInputRequest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from onefed.flower import (
@@ -56,6 +57,9 @@ class Node:
         self._run_id = instruction.run_id
         wanted, self._session = self._fleet.push(self.id, self._answer, 0.1)
         self.wanted = [name for name in self._answer.objects if name in wanted]
+
+    def has_message(self) -> bool:
+        return self._fleet.pull(self.id) is not None
 
     def send(self, names: list[str]) -> None:
         assert self._answer is not None
@@ -228,26 +232,37 @@ def test_a_grid_of_another_kind_is_left_alone(grid: Any) -> None:
     assert adapter_grid.without_waits(grid) is grid
 
 
-def test_a_part_whose_answer_was_lost_is_refused_the_second_time(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What Flower does when a SuperLink dies while it takes a part: asks again, ends the run."""
-    node = hub.add()
-    client = hub.grid._http._runtime_client
-    push = client.PushObject
+class TestSendingAnew:
+    """A SuperLink dies while it takes a part: Flower asks again, is refused, and ends the run."""
 
-    def twice(request: Any) -> Any:
-        push(request)
-        return push(request)
+    def test_what_is_missing_comes_and_nothing_twice(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        node = hub.add()
+        client = hub.grid._http._runtime_client
+        push, taken = client.PushObject, []
 
-    with monkeypatch.context() as context:
-        context.setattr(client, "PushObject", twice)
-        with pytest.raises(adapter_grid.SendingLostError):
+        def first_answer_lost(request: Any) -> Any:
+            if not taken:
+                push(request)
+            taken.append(request.object_id)
+            return push(request)
+
+        monkeypatch.setattr(client, "PushObject", first_answer_lost)
+        message_id = hub.ask(node)
+        assert len(taken) > 2
+        node.announce("hello")
+        node.send(node.wanted)
+        assert hub.look(message_id) == ["hello"]
+        assert not node.has_message()
+
+    def test_a_superlink_that_dies_under_every_sending_is_told(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        node = hub.add()
+        client = hub.grid._http._runtime_client
+        push = client.PushObject
+        monkeypatch.setattr(client, "PushObject", lambda request: (push(request), push(request))[1])
+        monkeypatch.setattr(adapter_grid, "SENDINGS_MAX", 2)
+        with pytest.raises(ObjectPushError):
             hub.ask(node)
-    message_id = hub.ask(node)
-    node.announce("to the first, which had all its parts")
-    node.send(node.wanted)
-    assert hub.look(message_id) == []
-    node.announce("hello")
-    node.send(node.wanted)
-    assert hub.look(message_id) == ["hello"]

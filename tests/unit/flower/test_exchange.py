@@ -11,7 +11,7 @@ import httpx
 import pytest
 from flwr.app import Message, MessageType, RecordDict
 
-from onefed.flower import adapter_grid, clients, exchange
+from onefed.flower import clients, exchange
 from onefed.flower.exchange import Reply
 
 TIMEOUT_S = 60.0
@@ -329,47 +329,6 @@ class TestComingBack:
         asked = [message.metadata.dst_node_id for message in grid.sent]
         assert (asked.count(quick), asked.count(slow)) == (2, 1), "who works on is left alone"
         assert clock() < exchange.DOUBT_S + 2
-
-    @pytest.mark.parametrize("arrives", [True, False])
-    def test_what_was_being_sent_when_the_superlink_died_is_sent_anew(
-        self,
-        grid: Any,
-        phase: Phase,
-        hub: SimpleNamespace,
-        monkeypatch: pytest.MonkeyPatch,
-        arrives: bool,
-    ) -> None:
-        """Whether it had all of a message when it died, nobody can tell."""
-        grid.add("0", hub.answer)
-        push, died = grid.push_messages, []
-
-        def lost(messages: Any) -> Any:
-            if died:
-                return push(messages)
-            died.append(push(messages) if arrives else [])
-            raise adapter_grid.SendingLostError("the session is unknown")
-
-        monkeypatch.setattr(grid, "push_messages", lost)
-        collected = phase.run()
-
-        assert died
-        assert replied(collected) == ["0"]
-        assert collected.failures == []
-
-    def test_a_superlink_that_dies_under_every_sending_ends_the_phase(
-        self, grid: Any, phase: Phase, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        grid.add("0", hub.answer)
-        tried = []
-
-        def lost(messages: Any) -> Any:
-            tried.append(messages)
-            raise adapter_grid.SendingLostError("the session is unknown")
-
-        monkeypatch.setattr(grid, "push_messages", lost)
-        with pytest.raises(adapter_grid.SendingLostError):
-            phase.run()
-        assert len(tried) == exchange.SENDINGS_MAX
 
     def test_a_node_that_stays_gets_one_message(self, grid: Any, phase: Phase) -> None:
         grid.add("0", lambda _message: None)
