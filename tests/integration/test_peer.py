@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -23,7 +24,9 @@ from onefed.errors import ExitCode
 from onefed.flower import payload, peer_app, virtual
 from onefed.local import peer_group
 from onefed.local.peer_group import GroupRun
-from onefed.local.peer_spec import PeerSpec, free_addresses, group
+from onefed.local.peer_spec import PeerGroup, PeerSpec, free_addresses, group
+from onefed.peer import journal
+from onefed.peer.messages import Eviction
 from onefed.telemetry import events
 from onefed.telemetry.lines import Record
 
@@ -207,6 +210,83 @@ def test_the_leader_is_killed_and_the_others_go_on_without_it(tmp_path: Path) ->
     assert outcome.status == "finished"
     assert {view.round_number for view in outcome.nodes.values()} == {rounds}
     assert len({view.model_sha256 for view in outcome.nodes.values()}) == 1
+
+
+def evictions(place: PeerGroup, name: str) -> tuple[Eviction, ...]:
+    """What stands in the journal of a node that has ended."""
+    content = (place.node(name) / "journal").read_bytes()
+    return journal.replay(content, name, place.folder.name).saved.commit.evictions
+
+
+@pytest.mark.parametrize("who", ["leader", "followers"])
+def test_two_of_four_are_lost_at_once_and_the_operator_goes_on(
+    who: str, home: Home, tmp_path: Path
+) -> None:
+    """Scenario A11: no quorum, then an unsafe eviction, which stands in the history."""
+
+    async def scenario() -> None:
+        watched = Watched(home.folder, nodes=4, rounds=1000)
+        run, place = watched.run, watched.place
+        evict = functools.partial(asyncio.to_thread, home.run, "peer", "evict", "--name", "watched")
+        ended = asyncio.ensure_future(run.run())
+        await asyncio.sleep(0)
+        try:
+            await run.until(lambda: watched.reached >= 2)
+            order = sorted(watched.spec.addresses, key=lambda name: name != watched.leader)
+            lost, left = (order[:2], order[2:]) if who == "leader" else (order[2:], order[:2])
+            assert "is alive" in await evict(lost[0], "--unsafe", code=ExitCode.CONFIG)
+            for name in lost:
+                await run.kill(name)
+            await run.until(
+                lambda: all(place.states()[name]["state"] == "no quorum" for name in left)
+            )
+            reached = watched.reached
+            assert "--unsafe" in await evict(*lost, code=ExitCode.CONFIG)
+            assert "went on without" in await evict(*lost, "--unsafe")
+            await run.until(
+                lambda: all(run.views[name].round_number > reached + 2 for name in left)
+            )
+        finally:
+            run.stop()
+            outcome = await ended
+        assert outcome.error is None
+        both = [outcome.nodes[name].rounds for name in left]
+        assert len({rounds[reached + 2].model_sha256 for rounds in both}) == 1
+        assert both[0][reached + 2].contributors == ",".join(sorted(left))
+        for name in left:
+            [decision] = evictions(place, name)
+            assert decision.nodes == tuple(sorted(lost))
+            assert decision.round_number in (reached, reached + 1)
+
+    asyncio.run(scenario())
+
+
+def test_two_of_four_are_lost_one_after_the_other_and_nobody_has_to_decide(home: Home) -> None:
+    """Scenario A11, the other way: each is taken off by a commit before the next one fails."""
+
+    async def scenario() -> None:
+        watched = Watched(home.folder, nodes=4, rounds=1000)
+        run, place = watched.run, watched.place
+        ended = asyncio.ensure_future(run.run())
+        await asyncio.sleep(0)
+        try:
+            await run.until(lambda: watched.reached >= 1)
+            for left in (3, 2):
+                lost = watched.leader
+                await run.kill(lost)
+                await asyncio.to_thread(home.run, "peer", "leave", lost, "--name", "watched")
+                living = [name for name in run.views if name not in run.killed]
+                assert len(living) == left
+                assert {len(place.states()[name]["voters"]) for name in living} == {left}
+            reached = watched.reached
+            await run.until(lambda: watched.reached >= reached + 2)
+        finally:
+            run.stop()
+            outcome = await ended
+        assert len({outcome.nodes[name].rounds[reached].model_sha256 for name in living}) == 1
+        assert outcome.error is None
+
+    asyncio.run(scenario())
 
 
 def test_a_group_that_was_stopped_goes_on(home: Home, tmp_path: Path) -> None:

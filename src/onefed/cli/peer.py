@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from onefed.cli import parsing, peer_group
+from onefed.cli import parsing, peer_evict, peer_group
 from onefed.cli.screen import say
 from onefed.errors import ExitCode
 from onefed.sim import options, report
@@ -35,6 +35,7 @@ app.command()(peer_group.resume)
 app.command()(peer_group.status)
 app.command()(peer_group.join)
 app.command()(peer_group.leave)
+app.command()(peer_evict.evict)
 
 
 @app.command()

@@ -163,7 +163,7 @@ def status(name: Name = NAME_DEFAULT) -> None:
     table = Table("NODE", "STATE", "ROLE", "LEADER", "TERM", "ROUND", "MODEL", "VOTERS", box=None)
     for node, said in place.states().items():
         model = str(said.get("model_sha256") or "-")[:12]
-        alive = _is_alive(said)
+        alive = is_alive(said)
         table.add_row(
             node,
             str(said["state"]) if alive or said["state"] == "finished" else "gone",
@@ -183,7 +183,7 @@ def leave(
     """
     place = group(state.home(os.environ), name)
     place.read()
-    states = {each: said for each, said in place.states().items() if _is_alive(said)}
+    states = {each: said for each, said in place.states().items() if is_alive(said)}
     voters = [voter for said in states.values() for voter in said["voters"]]
     if node not in voters:
         raise NotFoundError(
@@ -196,7 +196,7 @@ def leave(
         files.write_bytes(place.requests(asked) / f"leave {node}", b"")
     deadline_s = time.monotonic() + LEAVE_LIMIT_S
     while time.monotonic() < deadline_s:
-        living = {each: said for each, said in place.states().items() if _is_alive(said)}
+        living = {each: said for each, said in place.states().items() if is_alive(said)}
         if all(node not in said["voters"] for each, said in living.items() if each != node):
             files.remove(place.members / node)  # it is let in no more
             say(f"{node} is off the roster.")
@@ -390,7 +390,7 @@ def _conclude(
 
 
 def _require_stopped(place: PeerGroup) -> None:
-    if any(_is_alive(said) for said in place.states().values()):
+    if any(is_alive(said) for said in place.states().values()):
         raise InUseError(
             f"Nodes of {place.folder.name} are running.",
             hint="Stop them, or choose another --name.",
@@ -406,7 +406,7 @@ def _require_free(place: PeerGroup, *, replace: bool) -> None:
         )
 
 
-def _is_alive(said: dict[str, object]) -> bool:
+def is_alive(said: dict[str, object]) -> bool:
     """Whether the process that wrote this is still there."""
     pid = said.get("pid")
     return isinstance(pid, int) and said["state"] != "stopped" and _is_node(pid)

@@ -106,7 +106,7 @@ class GroupRun:
         self._show = show
         self._followers = {name: Follower(group.events(name)) for name in spec.addresses}
         self._started: set[str] = set()
-        self._killed: set[str] = set()
+        self.killed: set[str] = set()
         self._restarts = 0
         self._progress_s = clock()
         self._stop = asyncio.Event()
@@ -148,11 +148,11 @@ class GroupRun:
         """Start a node."""
         await self.programs.start(name)
         self._started.add(name)
-        self._killed.discard(name)
+        self.killed.discard(name)
 
     async def kill(self, name: str) -> None:
         """Kill -9: nothing is said, nothing is saved."""
-        self._killed.add(name)
+        self.killed.add(name)
         await self.programs.kill(name)
 
     async def until(self, reached: Callable[[], bool]) -> None:
@@ -191,7 +191,7 @@ class GroupRun:
 
     async def _go(self, round_number: int) -> None:
         """Release a held round, and every one before it that somebody still has to train."""
-        for name in self._started - self._killed:
+        for name in self._started - self.killed:
             for held in self._spec.holds:
                 if held <= round_number:
                     await self.programs.go(name, held)
@@ -200,7 +200,7 @@ class GroupRun:
         """Whether all that live have a round; somebody has to."""
 
         def reached() -> bool:
-            living = [view for name, view in self.views.items() if name not in self._killed]
+            living = [view for name, view in self.views.items() if name not in self.killed]
             return bool(living) and all(view.round_number >= round_number for view in living)
 
         return reached
@@ -230,7 +230,7 @@ class GroupRun:
         return reached()
 
     def _require_alive(self) -> None:
-        for name in self._started - self._killed:
+        for name in self._started - self.killed:
             code = self.programs.exit_code(name)
             if code is not None:
                 raise PeerRunError(
@@ -243,7 +243,7 @@ class GroupRun:
         states = {}
         for name in sorted(self._started):
             done = self.views[name].round_number >= self._spec.rounds
-            if name in self._killed:
+            if name in self.killed:
                 states[name] = "killed"
             elif self.programs.exit_code(name) is not None:
                 states[name] = "failed"

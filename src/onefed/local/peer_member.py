@@ -234,10 +234,15 @@ def _follow_list(place: PeerGroup, node: Node) -> None:
 def _take_requests(place: PeerGroup, node: Node) -> None:
     folder = place.requests(node.member.node)
     for name in files.names_in(folder):
-        verb, _, who = name.partition(" ")
-        if verb == "leave" and contact.NAME.fullmatch(who):  # not one that is being written
+        verb, *who = name.split(" ")
+        if not who or not all(contact.NAME.fullmatch(each) for each in who):
+            continue  # one that is being written
+        if verb == "leave":
             files.remove(folder / name)
-            node.leave(who)
+            node.leave(who[0])
+        elif verb == "evict":
+            files.remove(folder / name)
+            node.evict(who)
 
 
 async def _show(place: PeerGroup, node: Node) -> None:

@@ -73,7 +73,10 @@ class PeerGroup:
         return self.folder / "nodes" / name
 
     def requests(self, name: str) -> Path:
-        """What people ask of a node: a file each, whose name says it (``leave NODE``)."""
+        """What people ask of a node: a file each, whose name says it.
+
+        ``leave NODE`` and ``evict NODE NODE``.
+        """
         return self.node(name) / "requests"
 
     def states(self) -> dict[str, dict[str, Any]]:

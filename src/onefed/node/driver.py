@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, assert_never
@@ -30,7 +30,7 @@ from onefed.node.store import Store
 from onefed.node.training import App
 from onefed.node.transport import Chunk, Transport
 from onefed.node.work import Work
-from onefed.node.world import ContributionsError, NodeError, NodeState, World
+from onefed.node.world import ContributionsError, EstrangedError, NodeError, NodeState, World
 from onefed.peer.interface import (
     Action,
     Append,
@@ -38,6 +38,7 @@ from onefed.peer.interface import (
     CommittedRecord,
     Drop,
     Event,
+    EvictAsked,
     Fail,
     Forget,
     Install,
@@ -236,6 +237,14 @@ class Node:
         """Have a member taken off the roster with the next commit: this one, or another."""
         self._inbox.put_own(LeaveAsked(node or self._name))
 
+    def evict(self, nodes: Sequence[NodeId]) -> None:
+        """Go on without voters that are gone for good, where no majority is left to decide it.
+
+        Unsafe: what only they have committed is lost, and if one of them goes on there are two
+        histories from here on. It is refused where a leader is heard, or one of them.
+        """
+        self._inbox.put_own(EvictAsked(tuple(nodes)))
+
     @property
     def state(self) -> NodeState:
         """As it is now."""
@@ -253,6 +262,7 @@ class Node:
             rounds_total=self._rounds_total,
             model_sha256=self._model_sha256,
             voters=() if machine is None else machine.voters,
+            roster=() if machine is None else machine.roster,
         )
 
     async def model(self) -> arrays.Arrays:
@@ -387,6 +397,13 @@ class Node:
                 if kind == "no_quorum":
                     self._says = "no quorum"
                 self._notice(kind, detail)
+                if kind == "estranged":
+                    raise EstrangedError(
+                        f"The group has gone on without {self._name}, by its operator's decision, "
+                        f"from before what this node has: {detail}.",
+                        hint="Keep the folder for its models. To train on with the group, join it "
+                        "under another name.",
+                    )
             case Fail(reason):
                 self._fail(
                     ContributionsError(

@@ -25,6 +25,10 @@ class NodeError(OnefedError):
     exit_code = ExitCode.CONFIG
 
 
+class EstrangedError(OnefedError):
+    """The operator has let others go on, and this node has gone on by itself."""
+
+
 class ContributionsError(NodeError):
     """A round did not get the updates that its rule needs, so the run has failed."""
 
@@ -62,3 +66,6 @@ class NodeState:
     rounds_total: int
     model_sha256: str | None
     voters: tuple[NodeId, ...]
+    """Who decides on the next round."""
+    roster: tuple[NodeId, ...]
+    """Voters by the newest commit: those that the operator has called gone among them."""

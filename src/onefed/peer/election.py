@@ -24,6 +24,9 @@ def on_tick(state: State) -> None:
     set_timer(state)
     if not state.is_voter:
         return
+    if state.role is Role.ASKING and not state.told_alone:
+        state.told_alone = True
+        state.notice("no_quorum", f"{len(state.votes)} of {len(state.voters)} voters answer")
     state.role = Role.ASKING
     state.leader = None
     state.votes = {state.me: state.accepted}
@@ -47,6 +50,8 @@ def follow(state: State, leader: NodeId | None) -> None:
         leading.resign(state)
     state.role = Role.FOLLOWER
     state.leader = leader
+    if leader is not None:
+        state.told_alone = False
     state.votes = {}
 
 

@@ -115,6 +115,7 @@ def on_assembled(state: State, event: Assembled) -> None:
             roster=plan.roster,
             contributors=plan.contributors,
             owners=plan.owners,
+            evictions=plan.evictions,
         ),
     )
 

@@ -100,6 +100,13 @@ class LeaveAsked:
     node: NodeId
 
 
+@dataclass(frozen=True, slots=True)
+class EvictAsked:
+    """The operator says that voters are gone for good, and that the others go on without them."""
+
+    nodes: tuple[NodeId, ...]
+
+
 Event: TypeAlias = (
     Started
     | Tick
@@ -111,6 +118,7 @@ Event: TypeAlias = (
     | Reduced
     | Assembled
     | LeaveAsked
+    | EvictAsked
 )
 
 
@@ -143,7 +151,16 @@ class IncarnationRecord:
     incarnation: int
 
 
-Record: TypeAlias = VoteRecord | AcceptedRecord | CommittedRecord | IncarnationRecord
+@dataclass(frozen=True, slots=True)
+class EvictionRecord:
+    """Voters that the operator has called gone, until a commit takes them off."""
+
+    nodes: tuple[NodeId, ...]
+
+
+Record: TypeAlias = (
+    VoteRecord | AcceptedRecord | CommittedRecord | IncarnationRecord | EvictionRecord
+)
 
 
 @dataclass(frozen=True, slots=True)

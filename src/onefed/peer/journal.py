@@ -19,11 +19,12 @@ from onefed.errors import ExitCode, OnefedError
 from onefed.peer.interface import (
     AcceptedRecord,
     CommittedRecord,
+    EvictionRecord,
     IncarnationRecord,
     Record,
     VoteRecord,
 )
-from onefed.peer.messages import Ballot, Contribution, Entry, Member, NodeId
+from onefed.peer.messages import Ballot, Contribution, Entry, Eviction, Member, NodeId
 from onefed.peer.settings import Saved
 
 FORMAT_VERSION = 1
@@ -76,6 +77,8 @@ def encode(record: Record, synced_bytes: int) -> bytes:
             document = {"committed": _entry(entry)}
         case IncarnationRecord(incarnation):
             document = {"incarnation": incarnation}
+        case EvictionRecord(nodes):
+            document = {"evicted": nodes}
     return _frame(document, synced_bytes)
 
 
@@ -87,6 +90,7 @@ def compacted(node: NodeId, experiment: str, saved: Saved) -> bytes:
     content = header(node, experiment, saved.commit)
     records: list[Record] = [IncarnationRecord(saved.incarnation)]
     records += [] if saved.accepted is None else [AcceptedRecord(saved.accepted)]
+    records += [EvictionRecord(saved.evicted)] if saved.evicted else []
     records.append(VoteRecord(saved.term, saved.voted_for))  # last: of an older term than accepted
     for record in records:
         content += encode(record, len(content))
@@ -103,9 +107,13 @@ def after(saved: Saved, record: Record) -> Saved:
                 return replace(saved, accepted=entry, term=entry.ballot.term, voted_for=None)
             return replace(saved, accepted=entry)
         case CommittedRecord(entry):
-            return replace(saved, commit=entry)
+            names = {member.node for member in entry.roster}
+            evicted = tuple(node for node in saved.evicted if node in names)
+            return replace(saved, commit=entry, evicted=evicted)
         case IncarnationRecord(incarnation):
             return replace(saved, incarnation=incarnation)
+        case EvictionRecord(nodes):
+            return replace(saved, evicted=nodes)
 
 
 def replay(content: bytes, node: NodeId, experiment: str) -> Replayed:
@@ -142,6 +150,8 @@ def _read_record(document: dict[str, Any]) -> Record:
         return CommittedRecord(_read_entry(document["committed"]))
     if "incarnation" in document:
         return IncarnationRecord(document["incarnation"])
+    if "evicted" in document:
+        return EvictionRecord(tuple(document["evicted"]))
     return VoteRecord(document["term"], document["voted_for"])
 
 
@@ -197,11 +207,17 @@ def _entry(entry: Entry) -> list[Any]:
         [(member.node, member.contact) for member in entry.roster],
         [(each.node, each.weight, each.digest, each.size_bytes) for each in entry.contributors],
         entry.owners,
+        # Only where there are any: a journal without them is read by older programs, too.
+        *([_evictions(entry)] if entry.evictions else []),
     ]
 
 
+def _evictions(entry: Entry) -> list[Any]:
+    return [(each.round_number, each.root, each.nodes) for each in entry.evictions]
+
+
 def _read_entry(document: list[Any]) -> Entry:
-    round_number, root, size_bytes, ballot, roster, contributors, owners = document
+    round_number, root, size_bytes, ballot, roster, contributors, owners, *rest = document
     return Entry(
         round_number=round_number,
         root=root,
@@ -210,6 +226,10 @@ def _read_entry(document: list[Any]) -> Entry:
         roster=tuple(Member(*each) for each in roster),
         contributors=tuple(Contribution(*each) for each in contributors),
         owners=tuple(owners),
+        evictions=tuple(
+            Eviction(round_number, root, tuple(nodes))
+            for round_number, root, nodes in (rest[0] if rest else ())
+        ),
     )
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from statistics import median
 
-from onefed.peer import election, exchange, membership, repair
+from onefed.peer import election, eviction, exchange, membership, repair
 from onefed.peer.interface import Fail
 from onefed.peer.messages import (
     Ack,
@@ -40,6 +40,7 @@ def start(state: State) -> None:
     )
     state.role = Role.LEADER
     state.leader = state.me
+    state.told_alone = False
     state.lead = Lead(adopt, holders, round_started_s=state.now_s)
     state.election_at_s = NEVER
     for node in state.voters:
@@ -193,6 +194,10 @@ def _decided(state: State, proposal: Proposal) -> Entry | None:
     lead = _lead(state)
     roster = proposal.roster if isinstance(proposal, Plan) else proposal.entry.roster
     voters = [each.node for each in state.rules.electorate(state.commit.roster, roster)]
+    decide = state.rules.is_majority
+    if state.evicted:
+        voters = [node for node in voters if node not in state.evicted]
+        decide = state.rules.are_survivors
     held: dict[str, list[Entry]] = {}
     for node in voters:
         entry = state.accepted if node == state.me else _held(lead, node)
@@ -203,7 +208,7 @@ def _decided(state: State, proposal: Proposal) -> Entry | None:
         ):
             held.setdefault(entry.root, []).append(entry)
     for entries in held.values():
-        if state.rules.is_majority(len(entries), len(voters)):
+        if decide(len(entries), len(voters)):
             return entries[0]
     return None
 
@@ -286,6 +291,7 @@ def _propose(state: State, lead: Lead) -> None:
         receivers=tuple(sorted(live)),
         roster=membership.next_roster(state),
         rule=state.settings.rule,
+        evictions=eviction.recorded(state),
     )
     _publish(state, lead, plan)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from onefed.peer import election, exchange, leading, membership, repair
+from onefed.peer import election, eviction, exchange, leading, membership, repair
 from onefed.peer.interface import (
     Action,
     Append,
     Assembled,
     Declined,
     Event,
+    EvictAsked,
     IncarnationRecord,
     LeaveAsked,
     Lost,
@@ -76,9 +77,10 @@ class Machine:
             incarnation=saved.incarnation + 1,
             models=_models(saved),
             me=settings.member.node,
-            voters=tuple(member.node for member in saved.commit.roster),
+            evicted=frozenset(saved.evicted),
             installed=-1,
         )
+        self._state.count_voters()
 
     @property
     def due_s(self) -> float:
@@ -109,6 +111,11 @@ class Machine:
     def root(self) -> Digest:
         """Of the newest committed model that is known, installed or not."""
         return self._state.commit.root
+
+    @property
+    def roster(self) -> tuple[NodeId, ...]:
+        """By the newest commit."""
+        return tuple(member.node for member in self._state.commit.roster)
 
     @property
     def voters(self) -> tuple[NodeId, ...]:
@@ -194,6 +201,13 @@ def _stretch(state: State, late_s: float) -> None:
 
 def _received(state: State, event: Received) -> None:
     state.heard_s[event.sender] = state.now_s
+    commit = getattr(event.message, "commit", None)
+    if (
+        commit is not None
+        and commit.evictions != state.commit.evictions
+        and eviction.separates(state, event.sender, event.message, commit)
+    ):
+        return
     _MESSAGES[type(event.message)](state, event.sender, event.message)
 
 
@@ -216,6 +230,10 @@ def _leave_asked(state: State, event: LeaveAsked) -> None:
     membership.ask_to_leave(state, event.node)
 
 
+def _evict_asked(state: State, event: EvictAsked) -> None:
+    eviction.asked(state, event.nodes)
+
+
 _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     Started: _started,
     Tick: _tick,
@@ -227,6 +245,7 @@ _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     Reduced: exchange.on_reduced,
     Assembled: exchange.on_assembled,
     LeaveAsked: _leave_asked,
+    EvictAsked: _evict_asked,
 }
 _MESSAGES: dict[type, Callable[[State, NodeId, Any], None]] = {
     Hello: membership.on_hello,

@@ -102,6 +102,8 @@ def next_roster(state: State) -> Roster:
     """What the next plan proposes."""
     lead = state.lead
     assert lead is not None
+    if state.evicted:
+        return state.rules.without(state.commit.roster, state.evicted)
     leaving = [node for node in state.voters if node in lead.leaving]
     limit = state.settings.evict_after_rounds
     if limit and not leaving:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 NodeId: TypeAlias = str
 """Name of a node for its whole life; a node that lost its disk comes back with another."""
@@ -49,6 +49,18 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Eviction:
+    """An operator's decision: voters that are gone for good, where no majority could say so."""
+
+    round_number: int
+    """Newest committed round of those who went on."""
+    root: Digest
+    """Of that round."""
+    nodes: tuple[NodeId, ...]
+    """Whom he took off."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """The result of a round: what is accepted by one node, and committed by a majority."""
 
@@ -63,6 +75,8 @@ class Entry:
     contributors: tuple[Contribution, ...]
     owners: tuple[NodeId, ...]
     """Who reduced; provisional owners of the next round, so that slices can start early."""
+    evictions: tuple[Eviction, ...] = ()
+    """All decisions without a majority, up to this round, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,8 @@ class Plan:
     """Voters on the round after this one."""
     rule: str
     """Digest of the aggregation rule and its parameters."""
+    evictions: tuple[Eviction, ...] = ()
+    """As they will stand in the entry."""
 
     @property
     def shard_count(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onefed.peer import election, exchange, leading, membership
+from onefed.peer import election, eviction, exchange, leading, membership
 from onefed.peer.interface import Forget, Install, Release, Train
 from onefed.peer.messages import Adopt, Blob, Data, Entry, Item, NodeId, Plan, Shard, Slice, Want
 from onefed.peer.state import NEVER, State
@@ -22,6 +22,11 @@ def learn(state: State, entry: Entry) -> bool:
         return False
     if exchange.finishes(state, entry):
         return False
+    told = entry.evictions[len(state.commit.evictions) :]
+    mine = state.proposal is not None and state.proposal.ballot == entry.ballot
+    if told and state.lead is not None and not mine:
+        state.notice("superseded", "the operator has let others go on")
+        leading.resign(state)
     state.finish_by_s = NEVER
     election.abandon(state)
     before = state.commit.roster
@@ -35,6 +40,8 @@ def learn(state: State, entry: Entry) -> bool:
     state.reducing.clear()
     state.assembling = None
     state.out.append(Release(entry.round_number))
+    for each in told:
+        eviction.tell(state, each)
     if state.lead is not None:
         leading.next_round(state)
         membership.committed(state, before)

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from onefed.peer.interface import Action
 from onefed.peer.messages import Ballot, Entry, Member, NodeId, Roster
 
+DECISION_TERMS = 2**20
+"""Elections that a majority will not hold while an operator makes up his mind."""
+
 
 class Rules:
     """The rules as they must be."""
@@ -18,6 +21,13 @@ class Rules:
     def is_majority(self, votes: int, voters: int) -> bool:
         """Any two majorities of one roster, or of two that differ by one member, meet."""
         return votes >= voters // 2 + 1
+
+    def are_survivors(self, votes: int, voters: int) -> bool:
+        """Without those that the operator has called gone, all others decide, and not most of them.
+
+        They meet every majority of which one lives: what it may have chosen is heard of.
+        """
+        return votes >= voters
 
     def may_vote(
         self,
@@ -86,6 +96,35 @@ class Rules:
         if gone is not None:
             return tuple(member for member in roster if member.node != gone)
         return tuple(sorted((*roster, *joining[:1]), key=lambda member: member.node))
+
+    def term_of_decision(self, term: int) -> int:
+        """Terms after an operator's decision begin far above those of a majority.
+
+        Should the ones that were called gone still go on by themselves, no ballot, vote or shard
+        of theirs has a number that is used here.
+        """
+        return (term // DECISION_TERMS + 1) * DECISION_TERMS
+
+    def without(self, roster: Roster, gone: frozenset[NodeId]) -> Roster:
+        """The next roster after an operator's decision: his alone, and nothing else changes."""
+        return tuple(member for member in roster if member.node not in gone)
+
+    def is_same_history(self, one: Entry, other: Entry) -> bool:
+        """Whether two commits can be of one history, by the decisions without a majority in it.
+
+        Who was called gone and was not may have gone on by itself: from the round of the decision
+        on there are two histories then, and nothing may be taken over from the one to the other.
+        """
+        short, long = sorted((one, other), key=lambda entry: len(entry.evictions))
+        known = len(short.evictions)
+        if long.evictions[:known] != short.evictions:
+            return False
+        if len(long.evictions) == known:
+            return short.round_number != long.round_number or short.root == long.root
+        parting = long.evictions[known]
+        return short.round_number < parting.round_number or (
+            (short.round_number, short.root) == (parting.round_number, parting.root)
+        )
 
     def electorate(self, committed: Roster, proposed: Roster) -> Roster:
         """Who decides on a proposal: the roster before it, whatever the next one is."""

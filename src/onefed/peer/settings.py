@@ -77,5 +77,7 @@ class Saved:
     voted_for: NodeId | None = None
     accepted: Entry | None = None
     incarnation: int = 0
+    evicted: tuple[NodeId, ...] = ()
+    """Voters that the operator has called gone, and that no commit has taken off yet."""
     models: tuple[Digest, ...] = ()
     """Roots of the whole models on disk."""

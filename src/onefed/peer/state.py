@@ -87,7 +87,9 @@ class State:
 
     me: NodeId = ""
     voters: tuple[NodeId, ...] = ()
-    """Of ``commit.roster``."""
+    """Of ``commit.roster``, but for those that the operator has called gone."""
+    evicted: frozenset[NodeId] = frozenset()
+    """Those; of the roster all of them."""
     now_s: float = 0.0
     out: list[Action] = field(default_factory=list)
     role: Role = Role.FOLLOWER
@@ -98,6 +100,8 @@ class State:
     """When the last message of each peer came."""
     beat_heard_s: float = -NEVER
     """When the last heartbeat of ``leader`` came."""
+    told_alone: bool = False
+    """People were told that no majority answers, since a leader was heard last."""
     votes: dict[NodeId, Entry | None] = field(default_factory=dict)
     """Of this candidacy: voter, and what it had accepted."""
     proposal: Proposal | None = None
@@ -159,13 +163,20 @@ class State:
 
     def has_majority(self, nodes: int) -> bool:
         """Whether so many voters decide."""
-        return self.rules.is_majority(nodes, len(self.voters))
+        decide = self.rules.are_survivors if self.evicted else self.rules.is_majority
+        return decide(nodes, len(self.voters))
+
+    def count_voters(self) -> None:
+        """After a commit, or an operator's decision."""
+        names = tuple(member.node for member in self.commit.roster)
+        self.evicted &= set(names)
+        self.voters = tuple(name for name in names if name not in self.evicted)
 
     def set_commit(self, entry: Entry) -> None:
         """Take note of a committed entry that is newer; without the follow-ups of ``repair``."""
         assert entry.round_number > self.commit.round_number, "commits never go back"
         self.commit = entry
-        self.voters = tuple(member.node for member in entry.roster)
+        self.count_voters()
         self.out.append(Append(CommittedRecord(entry), sync=False))
 
     @property

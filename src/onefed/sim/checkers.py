@@ -59,6 +59,13 @@ class Checkers:
     """Proposal, by term."""
     leaders: dict[int, NodeId] = field(default_factory=dict)
     sent_bytes: dict[NodeId, int] = field(default_factory=dict)
+    installed: dict[NodeId, Entry] = field(default_factory=dict)
+    """The newest model of each node."""
+    gone: frozenset[NodeId] = frozenset()
+    """Whom the operator has called gone, without a majority."""
+    doubtful: dict[int, Entry] = field(default_factory=dict)
+    """Rounds that were committed before, and that none of the others had accepted: they may be
+    lost, and decided anew."""
 
     def __post_init__(self) -> None:
         self.committed[self.start.round_number] = self.start
@@ -75,6 +82,12 @@ class Checkers:
         """
         number = entry.round_number
         known = self.committed.get(number)
+        doubtful = self.doubtful.get(number)
+        if doubtful is not None and _value(doubtful) == _value(entry):
+            if known is None:
+                self.committed[number] = known = entry  # it was not lost after all
+            if known is entry or node in self.gone:
+                return  # among themselves, those who were called gone know it
         if known is not None:
             if _value(known) != _value(entry):
                 self._break(
@@ -85,18 +98,57 @@ class Checkers:
         if before is None:
             self._break("order", f"round {number} is committed, the round before is not")
             return
-        if len(set(before.roster) ^ set(entry.roster)) > 1:
+        if entry.evictions != before.evictions:
+            self._on_eviction(entry, before)
+        elif len(set(before.roster) ^ set(entry.roster)) > 1:
             self._break("roster", f"round {number} changes more than one member")
         if self.newest.get(entry.ballot.term, entry.ballot) > entry.ballot:
             self._break("newest", f"round {number} is committed under an older ballot")
         holders = self._holders(before.roster, entry.root)
-        if not _is_majority(holders, before.roster):
+        voters = {each.node for each in before.roster} - self.gone
+        went_on = self.gone and voters <= set(holders)
+        if not went_on and not _is_majority(holders, before.roster):
             self._break("durability", f"round {number} is on the disks of {holders} only")
-        absent = {each.node for each in before.roster} - {each.node for each in entry.contributors}
+        absent = voters - {each.node for each in entry.contributors}
         if self.whole_roster and absent:
             self._break("partial", f"round {number} is without {sorted(absent)}")
         self._reference(entry, before)
         self.committed[number] = entry
+
+    def on_decision(self, gone: frozenset[NodeId]) -> None:
+        """The operator goes on without some. What one of the others has accepted is not lost."""
+        self.gone = gone
+        kept = 0
+        for node, disk in self.disks.items():
+            held = disk.accepted
+            if node not in gone and held is not None:
+                known = self.committed.get(held.round_number)
+                same = known is not None and known.root == held.root
+                kept = max(kept, held.round_number if same else held.round_number - 1)
+        for number in [number for number in self.committed if number > max(kept, 0)]:
+            self.doubtful[number] = self.committed.pop(number)
+
+    def is_beyond_help(self) -> bool:
+        """Whether a model is wanted for ever: less than half is left, and only the lost had it."""
+        left = [disk for node, disk in self.disks.items() if node not in self.gone]
+        roots = {entry.root for entry in self.doubtful.values()}
+        known = {disk.known.commit.root for disk in left if disk.known is not None}
+        return len(left) < len(self.gone) and any(
+            not any(root in disk.models for disk in left) for root in roots & known
+        )
+
+    def _on_eviction(self, entry: Entry, before: Entry) -> None:
+        """An operator's decision says what it was, changes nothing else, and was really made."""
+        *earlier, decision = entry.evictions or (None,)
+        left = tuple(each for each in before.roster if each.node not in self.gone)
+        if (
+            decision is None
+            or tuple(earlier) != before.evictions
+            or (decision.round_number, decision.root) != (before.round_number, before.root)
+            or not set(decision.nodes) <= self.gone
+            or entry.roster != left
+        ):
+            self._break("eviction", f"round {entry.round_number} takes off what nobody decided")
 
     def _holders(self, roster: Roster, root: Digest) -> list[NodeId]:
         return [each.node for each in roster if root in self.disks[each.node].models]
@@ -119,11 +171,19 @@ class Checkers:
     def on_install(self, node: NodeId, entry: Entry) -> None:
         """A node uses a model: a committed one, whose bytes it has."""
         known = self.committed.get(entry.round_number)
+        if known is None or (node in self.gone and known.root != entry.root):
+            known = self.doubtful.get(entry.round_number, known)
         if known is None or known.root != entry.root:
             self._break("agreement", f"{node} installs {entry.root}, which is not committed")
         model = self.disks[node].models.get(entry.root)
         if model is None or self.matter.digest(model) != entry.root:
             self._break("bytes", f"{node} installs {entry.root} without its bytes")
+        before = self.installed.get(node)
+        if before is not None and known is self.committed.get(entry.round_number):
+            there = self.committed.get(before.round_number, before)
+            if entry.round_number > before.round_number and there.root != before.root:
+                self._break("history", f"{node} leaves its history for another one")
+        self.installed[node] = entry
 
     def on_accept(self, node: NodeId, entry: Entry) -> None:
         """A node promises an entry: never under an older ballot than it has promised before."""
@@ -189,7 +249,14 @@ class Checkers:
         if newest is None:
             return None
         same = [entry for entry in held if entry.ballot == newest.ballot]
-        return newest if _is_majority(same, before.roster) else None
+        if not _is_majority(same, before.roster):
+            return None
+        lost = not any(
+            self.disks[each.node].accepted in same
+            for each in before.roster
+            if each.node not in self.gone
+        )
+        return None if self.gone and lost else newest
 
 
 def _is_majority(some: list[NodeId] | list[Entry], roster: Roster) -> bool:
@@ -198,4 +265,4 @@ def _is_majority(some: list[NodeId] | list[Entry], roster: Roster) -> bool:
 
 def _value(entry: Entry) -> tuple[object, ...]:
     """What agreement is about; ballots differ where an entry was adopted."""
-    return (entry.root, entry.roster, entry.contributors)
+    return (entry.root, entry.roster, entry.contributors, entry.evictions)

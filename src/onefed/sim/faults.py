@@ -70,6 +70,10 @@ def strike(world: World, fault: Fault, acting: Host | None) -> None:
             # Not at once: an aimed fault strikes inside of a step, and steps do not nest.
             world.after(0.0, world.reset, host, other, other.life)
             world.after(0.0, world.reset, other, host, host.life)
+        case Kind.GONE:
+            gone = [each for each in hosts if fault.groups >> each.place & 1]
+            # Not inside of a step: one of them may be at it.
+            world.after(0.0, _lose, world, gone, fault.for_s)
         case Kind.LEAVE:
             asked = host if host.machine is not None else others[0]
             if host.place < world.options.nodes:
@@ -81,6 +85,13 @@ def _named(hosts: list[Host], node: int) -> Host:
         return hosts[node % len(hosts)]
     leading = [each for each in hosts if each.machine and each.machine.role is Role.LEADER]
     return leading[-1] if leading else hosts[0]
+
+
+def _lose(world: World, gone: list[Host], for_s: float) -> None:
+    for host in gone:
+        world.crash(host)
+        host.dead = True
+    world.after(for_s, world.evict, gone)
 
 
 def _restart(world: World, host: Host) -> None:

@@ -10,6 +10,7 @@ from onefed.sim.options import Options
 
 CALMER: tuple[dict[str, Any], ...] = (
     {"dead": 0},
+    {"returns": False},
     {"observers": 0},
     {"joiners": 0},
     {"loss": 0.0},

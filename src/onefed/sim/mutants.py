@@ -141,6 +141,27 @@ class PartialAnyway(Rules):
         return True
 
 
+class MostSurvivors(Rules):
+    """Without the ones that are gone, most of the others decide."""
+
+    def are_survivors(self, votes: int, voters: int) -> bool:
+        return votes >= voters // 2 + 1
+
+
+class CommonTerms(Rules):
+    """Terms go on as they were after a decision."""
+
+    def term_of_decision(self, term: int) -> int:
+        return term + 1
+
+
+class OneHistory(Rules):
+    """Who went on by itself is taken for one that is behind, or ahead."""
+
+    def is_same_history(self, one: Entry, other: Entry) -> bool:
+        return True
+
+
 class LeadsAgain(Rules):
     """A leader that restarts resumes its term."""
 
@@ -180,6 +201,8 @@ class Mutant:
     replay: Replay = journal.replay
     compact: Compact = journal.compacted
     sync: bool = True
+    losses: bool = False
+    """Only schedules with an operator's decision can show it."""
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -197,6 +220,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("many-changes", "the roster changes by one", ManyChanges()),
     Mutant("new-roster-decides", "the roster before a change decides on it", NewRosterDecides()),
     Mutant("partial-anyway", "no partial aggregation where the rule has none", PartialAnyway()),
+    Mutant("most-survivors", "all that are left decide", MostSurvivors(), losses=True),
+    Mutant("common-terms", "a decision has terms of its own", CommonTerms(), losses=True),
+    Mutant("one-history", "a decision parts histories", OneHistory(), losses=True),
     Mutant("leads-again", "a restarted leader never resumes its term", LeadsAgain()),
     Mutant("no-sync", "synced means on disk", sync=False),
     Mutant("tail-stays", "the torn tail of the journal is cut", replay=uncut),
@@ -222,6 +248,8 @@ def judge(
     only: frozenset[str] | None = None,
 ) -> Verdict:
     """Run schedules until one kills the mutant, by one of the promises in ``only``."""
+    if mutant.losses:
+        seeds = filter(options.loses, seeds)
     for count in range(1, schedules_max + 1):
         outcome = run(
             options.draw(next(seeds)),

@@ -30,6 +30,8 @@ class Kind(enum.StrEnum):
     """A connection is reset, for no reason."""
     LEAVE = "leave"
     """The operator takes a node off the roster."""
+    GONE = "gone"
+    """Nodes are lost for good, and the operator tells some of the others to go on without them."""
 
 
 class Aim(enum.StrEnum):
@@ -72,7 +74,8 @@ class Fault:
     skip: int = 0
     """How many moments an aimed fault lets pass; how many actions a crash lets pass."""
     groups: int = 0
-    """Bits by place: who is on the one side of a split; the other end of a pair or a reset."""
+    """Bits by place: who is on the one side of a split; the other end of a pair or a reset; who is
+    gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,8 @@ class Options:
     faults: tuple[Fault, ...] = ()
     dead: int = 0
     """Nodes, at most a minority, whose last crash is for good."""
+    returns: bool = False
+    """Nodes that were lost for good come back after all, once the others have gone on."""
     calm_at_s: float = 0.0
     """From then on nothing goes wrong any more."""
 
@@ -143,8 +148,54 @@ class _Draw:
         return self.random.random() < share
 
 
+def loses(seed: int) -> bool:
+    """Whether half of the voters or more are lost for good in the schedule of a seed."""
+    return seed % 16 in (11, 14)
+
+
 def draw(seed: int) -> Options:
     """The schedule of a seed."""
+    drawn = _draw(seed)
+    return _with_loss(drawn) if loses(seed) else drawn
+
+
+def _with_loss(drawn: Options) -> Options:
+    """The same, but for a majority that is lost, and an operator who decides to go on."""
+    random = Random(f"loss {drawn.seed}")  # noqa: S311 - repeatable chance
+    nodes = random.choice((2, 4, 4, 4, 5, 6, 6))
+    least = nodes - nodes // 2
+    lost = random.randint(least, nodes - 1) if random.random() < 0.5 else least
+    gone = random.sample(range(nodes), lost)
+    window_s = drawn.calm_at_s
+    aims = (Aim.ACKED, Aim.ACCEPTED, Aim.COMMITTED, Aim.ANNOUNCED, Aim.LED, Aim.REDUCED)
+    loss = Fault(
+        Kind.GONE,
+        at_s=random.uniform(0.0, window_s / 2),
+        for_s=random.uniform(0.2, 4.0),
+        node=0,
+        aim=random.choice(aims) if random.random() < 0.8 else None,
+        skip=random.choice((0, 0, 1, 2, 5)),
+        groups=sum(1 << place for place in gone),
+    )
+    kept = [each for each in drawn.faults if each.kind is not Kind.LEAVE]
+    if lost > nodes // 2 and random.random() < 0.7:
+        # They go on alone before they are lost: what they commit is lost with them.
+        kept.append(Fault(Kind.SPLIT, random.uniform(0.0, loss.at_s), 9.0, 0, groups=loss.groups))
+    return replace(
+        drawn,
+        nodes=nodes,
+        joiners=0,
+        observers=0,
+        evict_after_rounds=0,
+        rounds=max(4, drawn.rounds),
+        faults=(*kept, loss),
+        dead=0,
+        calm_at_s=max([window_s, *(each.at_s + each.for_s for each in kept)]),
+        returns=random.random() < (0.8 if lost > nodes // 2 else 0.4),
+    )
+
+
+def _draw(seed: int) -> Options:
     random = Random(f"schedule {seed}")  # noqa: S311 - chance that can be repeated, no secret
     pick = _Draw(random)
     nodes = random.choice((2, 3, 3, 3, 3, 4, 4, 5, 5))
@@ -218,7 +269,9 @@ def _faults(
 ) -> tuple[Fault, ...]:
     if random.random() < 0.05:
         return ()
-    kinds = random.sample(list(Kind), random.randint(1, 4))
+    kinds: list[Kind] = random.sample(
+        [each for each in Kind if each is not Kind.GONE], random.randint(1, 4)
+    )
     aims = random.sample(list(Aim), random.randint(1, 4))
     made = []
     for _ in range(random.randint(1, 6)):

@@ -75,14 +75,14 @@ def _finish(world: World) -> None:
     def done() -> bool:
         if world.events > EVENTS_MAX:
             raise Violation("liveness", f"{EVENTS_MAX} events and no end")
-        return all(
+        return not world.returning and all(
             host.left
             or host.dead
             or (host.machine is not None and host.machine.installed == options.rounds)
             for host in hosts
         )
 
-    if not world.run(limit_s, done):
+    if not world.run(limit_s, done) and not world.checkers.is_beyond_help():
         late = [
             f"{host.name} at {host.machine.installed if host.machine else 'down'}"
             for host in hosts

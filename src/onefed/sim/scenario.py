@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from onefed.peer.interface import AcceptedRecord, Action, Append, Fail, Install, Notice, Send
+from onefed.peer.interface import (
+    AcceptedRecord,
+    Action,
+    Append,
+    EvictAsked,
+    Fail,
+    Install,
+    Notice,
+    Send,
+)
 from onefed.peer.messages import Ack, Adopt, Data, Heartbeat, NodeId, Plan, Shard, Slice, Vote, Want
 from onefed.sim import show
 from onefed.sim.options import Options
@@ -74,6 +83,7 @@ class Scenario:
                 "cut": self._cut,
                 "heal": self._heal,
                 "leave": self._leave,
+                "evict": self._evict,
                 "slow": self._slow,
                 "talk": self._talk_on,
                 "state": self._state,
@@ -160,6 +170,12 @@ class Scenario:
     def _leave(self, world: World, words: list[str]) -> None:
         host = self._host(world, words[0])
         world.leave(host, host.name)
+
+    def _evict(self, world: World, words: list[str]) -> None:
+        """``evict n0 n1 by n2``: the operator tells n2 that n0 and n1 are gone."""
+        *gone, _, told = words
+        world.checkers.on_decision(frozenset(gone))
+        world.step(world.hosts[told], EvictAsked(tuple(gone)))
 
     def _slow(self, world: World, words: list[str]) -> None:
         """``slow n2 5``: its training takes so long from now on."""

@@ -108,8 +108,11 @@ def _proposal(proposal: Plan | Adopt | None) -> str:
             owners = ",".join(proposal.owners) or "all"
             voters = ",".join(member.node for member in proposal.roster)
             number = proposal.round_number
+            new = proposal.evictions and proposal.evictions[-1].root == proposal.base
+            decided = " by an operator's decision" if new else ""
             return (
-                f" PLAN {_ballot(proposal.ballot)} of {number}: {names} by {owners}, then {voters}"
+                f" PLAN {_ballot(proposal.ballot)} of {number}: {names} by {owners}, "
+                f"then {voters}{decided}"
             )
 
 

@@ -25,6 +25,7 @@ from onefed.peer.interface import (
     Declined,
     Drop,
     Event,
+    EvictAsked,
     Fail,
     Forget,
     Install,
@@ -70,6 +71,8 @@ LOG_EVENTS_MAX = 400
 REDUCE_MAX_S = 0.004
 DECLINED_S = 2.0
 """An app that gave nothing is tried again after so long."""
+EVICT_AGAIN_S = 0.7
+"""How often the operator repeats what was refused, or was told to a node that crashed."""
 ROUNDING_S = 1e-9
 
 Watch: TypeAlias = Callable[["Host", Action], bool]
@@ -138,6 +141,8 @@ class World:
         self.random = Random(f"network {options.seed}")  # noqa: S311 - repeatable chance
         self.watches: list[Watch] = []
         self.log: deque[tuple[float, NodeId, object]] = deque(maxlen=LOG_EVENTS_MAX)
+        self.returning: set[NodeId] = set()
+        """Gone ones that will come back, once the others have gone on."""
         self.cut: dict[tuple[NodeId, NodeId], int] = {}
         """Directions that carry nothing, each by how many faults."""
         self.loss = options.loss
@@ -253,6 +258,35 @@ class World:
         """The operator's wish, told to one node."""
         self.hosts[node].left = True
         self.step(host, LeaveAsked(node))
+
+    def evict(self, gone: list[Host]) -> None:
+        """The operator says that hosts are gone, to some of the others, until these have gone on.
+
+        Between the first word and the deed he sees to it that what he says stays true.
+        """
+        checkers = self.checkers
+        if not checkers.gone:
+            checkers.on_decision(frozenset(host.name for host in gone))
+            if self.options.returns:
+                self.returning = set(checkers.gone)
+        others = [host for host in self.hosts.values() if host not in gone]
+        if any(entry.evictions for entry in checkers.committed.values()):
+            # Where they cannot reach the others they would go on by themselves.
+            reachable = self.now_s >= self.options.calm_at_s and not self.cut
+            for host in gone:
+                if host.name in self.returning and reachable:
+                    host.dead = False
+                    self.start(host)
+                    self.returning.discard(host.name)
+        elif all(host.machine and host.machine.installed == self.options.rounds for host in others):
+            self.returning.clear()
+            return  # there was nothing left to decide
+        else:
+            told = self.random.sample(others, self.random.randint(1, len(others)))
+            for host in told:
+                self.step(host, EvictAsked(tuple(sorted(checkers.gone))))
+        if self.returning or not any(e.evictions for e in checkers.committed.values()):
+            self.after(EVICT_AGAIN_S, self.evict, gone)
 
     def step(self, host: Host, event: Event) -> None:
         """Give an event to a host; one that stands still takes it later."""
@@ -435,6 +469,9 @@ class World:
 
     def _notice(self, host: Host, action: Notice) -> None:
         self.log.append((self.now_s, host.name, action))
+        if action.kind == "estranged":
+            host.dead = True  # as the driver does: it ends, and people look at it
+            self.after(0.0, self.crash, host)
 
     def _fail(self, host: Host, action: Fail) -> None:
         self.log.append((self.now_s, host.name, action))

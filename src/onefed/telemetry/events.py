@@ -27,7 +27,18 @@ Metric = Annotated[float | None, 6]
 Seconds = Annotated[float | None, 2]
 """A duration, given with 2 decimals."""
 
-PEER_WARNINGS = frozenset({"no_quorum", "attempt_failed", "adoption_failed", "refused"})
+PEER_WARNINGS = frozenset(
+    {
+        "no_quorum",
+        "attempt_failed",
+        "adoption_failed",
+        "refused",
+        "evicting",
+        "evict_refused",
+        "unsafe_eviction",
+        "estranged",
+    }
+)
 """Kinds of ``PeerNotice`` that a person should look at."""
 
 INTEGER_MAX = 2**63

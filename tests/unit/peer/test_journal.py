@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,11 +12,12 @@ from onefed.peer import journal
 from onefed.peer.interface import (
     AcceptedRecord,
     CommittedRecord,
+    EvictionRecord,
     IncarnationRecord,
     Record,
     VoteRecord,
 )
-from onefed.peer.messages import Ballot, Contribution, Entry, Member
+from onefed.peer.messages import Ballot, Contribution, Entry, Eviction, Member
 
 START = Entry(0, "start", 9, Ballot(0, 0), (Member("a", "host"), Member("b", "")), (), ())
 FIRST = Entry(
@@ -102,3 +105,15 @@ def test_the_journal_of_another_is_refused(node: str, experiment: str) -> None:
 def test_an_empty_journal_is_refused() -> None:
     with pytest.raises(journal.JournalError):
         journal.replay(b"", "a", "x")
+
+
+def test_an_operators_decision_is_known_until_a_commit_takes_the_gone_off() -> None:
+    said, _ = written([EvictionRecord(("b", "c"))], synced=1)
+    decided = dataclasses.replace(
+        FIRST, roster=START.roster[:1], evictions=(Eviction(0, "start", ("b",)),)
+    )
+    done, _ = written([EvictionRecord(("b",)), CommittedRecord(decided)], synced=2)
+
+    assert journal.replay(said, "a", "x").saved.evicted == ("b", "c")
+    assert journal.replay(done, "a", "x").saved.evicted == ()
+    assert journal.replay(done, "a", "x").saved.commit == decided

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
-from onefed.peer.messages import Ballot, Entry, Member, Roster
+from onefed.peer.messages import Ballot, Entry, Eviction, Member, Roster
 from onefed.peer.safety import Rules
 
 RULES = Rules()
@@ -76,3 +77,36 @@ def test_one_vote_a_term_for_a_candidate_that_is_not_behind(
     )
 
     assert given is ok
+
+
+@pytest.mark.parametrize("count", range(2, 8))
+def test_survivors_meet_every_majority_of_which_one_of_them_lives(count: int) -> None:
+    everybody = roster(*"abcdefg"[:count])
+    names = {member.node for member in everybody}
+    for lost in range(1, count):
+        for gone in map(set, combinations(sorted(names), lost)):
+            survivors = names - gone
+            assert RULES.are_survivors(len(survivors), len(survivors))
+            assert not RULES.are_survivors(len(survivors) - 1, len(survivors))
+            missed = [one for one in majorities(everybody) if not one & survivors]
+            assert all(one <= gone for one in missed)
+            if lost <= count // 2:  # half of them at most: nothing committed is lost
+                assert not missed
+
+
+def test_histories_part_where_an_operator_decided() -> None:
+    decided = replace(entry(6, 9, 1), evictions=(Eviction(5, "2.5", ("b",)),))
+    other = replace(decided, evictions=(Eviction(5, "2.5", ("c",)),))
+
+    assert RULES.is_same_history(decided, entry(4, 2, 3))
+    assert RULES.is_same_history(entry(5, 2, 5), decided)
+    assert not RULES.is_same_history(entry(5, 2, 6), decided)
+    assert not RULES.is_same_history(entry(6, 2, 7), decided)
+    assert not RULES.is_same_history(decided, other)
+
+
+def test_terms_of_a_decision_are_no_terms_of_a_majority() -> None:
+    first = RULES.term_of_decision(17)
+
+    assert first > 1_000_000
+    assert RULES.term_of_decision(first + 17) > first + 1_000_000

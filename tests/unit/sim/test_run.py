@@ -85,7 +85,9 @@ def test_whole_updates_cost_all_but_one_model_each() -> None:
 
 def test_half_of_the_seeds_aim() -> None:
     aimed = [
-        any(fault.aim is not None for fault in options.draw(seed).faults) for seed in range(200)
+        any(fault.aim is not None for fault in options.draw(seed).faults)
+        for seed in range(200)
+        if not options.loses(seed)
     ]
 
     assert 60 <= sum(aimed) <= 100
