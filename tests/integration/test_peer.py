@@ -102,6 +102,21 @@ def test_a_node_that_is_killed_comes_back_from_its_disk(
     assert "finished" in home.run("peer", "status")
 
 
+@pytest.mark.parametrize("topology", ["ring", "line", "star"])
+def test_processes_that_are_not_all_connected_train_the_same_model(
+    topology: str, home: Home, tmp_path: Path
+) -> None:
+    home.run(
+        *("peer", "up", "--nodes", "4", "--rounds", "3", "--seed", str(SEED), "--epochs", "1"),
+        *("--topology", topology, "--summary", str(tmp_path / "summary.json")),
+    )
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["rounds_done"]) == ("finished", 3)
+    assert summary["model_sha256"] == by_the_hub(recorded(summary), 4)
+    assert {len(names) for names in recorded(summary)} == {4}
+
+
 class Watched:
     """A group whose parent is this test."""
 

@@ -22,6 +22,7 @@ from onefed.cli.screen import LogFormat, say, table_console
 from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError
 from onefed.local import peer_group, request, state
 from onefed.local.peer_spec import PeerGroup, PeerSpec, free_addresses, group
+from onefed.peer.topology import Topology
 from onefed.telemetry import events, lines
 from onefed.telemetry.lines import Record
 
@@ -83,6 +84,10 @@ def up(
         Protocol,
         typer.Option("--protocol", help="A process for each node, or all of them in one."),
     ] = Protocol.GRPC,
+    topology: Annotated[
+        Topology,
+        typer.Option("--topology", help="Which nodes have a connection to each other."),
+    ] = Topology.FULL,
     failure_round: Annotated[
         int | None,
         typer.Option(
@@ -133,6 +138,7 @@ def up(
         strategy=strategy,
         app=use_case if app is None else str(app),
         run_config=run_config,
+        topology=topology.value,
         protocol="memory" if protocol is Protocol.MEMORY else "grpc",
         holds=tuple(each for each in holds if each is not None),
     )

@@ -22,6 +22,7 @@ from onefed.node import Node, Pace, World, contact
 from onefed.node.training import Task, Trained, TrainingError
 from onefed.node.world import MakeTransport
 from onefed.peer.messages import Member
+from onefed.peer.topology import Topology
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -116,7 +117,10 @@ async def run(
         experiment=spec.name,
         rule=flower.rule,
         world=world,
-        pace=Pace(straggler_floor_s=HELD_FLOOR_S if spec.holds else STRAGGLER_FLOOR_S),
+        pace=Pace(
+            straggler_floor_s=HELD_FLOOR_S if spec.holds else STRAGGLER_FLOOR_S,
+            topology=Topology(spec.topology),
+        ),
     )
     tasks: list[asyncio.Future[None]] = []
     try:

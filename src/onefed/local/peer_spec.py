@@ -47,6 +47,8 @@ class PeerSpec:
     """Whether the nodes are processes that connect, or live in one process."""
     holds: tuple[int, ...] = ()
     """Rounds that no node begins to train before it is told so."""
+    topology: str = "full"
+    """Which nodes have a connection to each other (``peer.topology``)."""
     format: int = FORMAT
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from onefed.errors import OnefedError
 from onefed.peer import messages
-from onefed.peer.messages import Adopt, Ballot, Heartbeat, Item, Message, Plan
+from onefed.peer.messages import Adopt, Ballot, Heartbeat, Item, Message, Plan, Relay
 
 MESSAGE_BYTES_MAX = 2**20
 """Of a message without data. A heartbeat of 64 members and as many contributors takes 70 KB."""
@@ -73,6 +73,8 @@ def _decoded(content: bytes, hint: Any) -> Any:
 
 def _require_consistent(message: Message) -> None:
     """What the machine takes for granted of a peer that keeps to the protocol."""
+    if isinstance(message, Relay):
+        message = message.message
     if isinstance(message, Heartbeat) and message.proposal is not None:
         proposal = message.proposal
         if proposal.ballot.term != message.term:

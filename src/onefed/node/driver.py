@@ -64,6 +64,7 @@ from onefed.peer.messages import (
     Join,
     Member,
     NodeId,
+    Relay,
     Roster,
     Slice,
     Want,
@@ -302,8 +303,12 @@ class Node:
         message = codec.decode(content)
         if isinstance(message, Data):
             raise codec.CodecError("An item without its bytes.")
-        if isinstance(message, Join):
-            self._require_listed(message.member)
+        said = message
+        if isinstance(message, Relay):
+            self._require_member(message.origin, over=True)
+            said = message.message
+        if isinstance(said, Join):
+            self._require_listed(said.member)
         if self._machine is not None:
             await self._inbox.put(Received(sender, message))
 
@@ -484,9 +489,9 @@ class Node:
         self._former = self._roster
         self._roster = {each.node: contact.of(each) for each in roster if each.node != self._name}
 
-    def _require_member(self, sender: NodeId) -> None:
-        """Whatever the transport has let in."""
-        if sender not in self._contacts():
+    def _require_member(self, sender: NodeId, *, over: bool = False) -> None:
+        """Whatever the transport has let in; what comes over another member may be our own."""
+        if sender not in self._contacts() and not (over and sender == self._name):
             raise codec.CodecError("It is no member.")
 
     def _require_listed(self, member: Member) -> None:

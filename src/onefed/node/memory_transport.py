@@ -40,6 +40,11 @@ class MemoryTransport:
         self._network = network
         self._queues: dict[tuple[NodeId, str], _Queue] = {}
 
+    @property
+    def peers(self) -> frozenset[NodeId]:
+        """Whom something was sent to."""
+        return frozenset(to for to, _ in self._queues)
+
     async def start(self, receiver: Receiver) -> None:
         self._network.receivers[self._name] = receiver
 

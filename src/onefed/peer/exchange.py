@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onefed.peer import repair
+from onefed.peer import relay, repair
 from onefed.peer.interface import (
     AcceptedRecord,
     Append,
@@ -32,6 +32,7 @@ from onefed.peer.messages import (
     Proposal,
     Shard,
     Slice,
+    Want,
 )
 from onefed.peer.state import NEVER, State
 
@@ -218,6 +219,10 @@ def _work(state: State, plan: Plan) -> None:
         state.assembling = plan.ballot
         state.out.append(Assemble(plan, tuple(mine[index] for index in range(plan.shard_count))))
     else:
+        if relay.is_sparse(state) and state.pulled != plan.ballot:
+            state.pulled = plan.ballot
+            for item, source in missing(state, plan):
+                state.send(source, Want(item, source))
         repair.watch(state)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from onefed.peer import election, eviction, exchange, leading, membership, repair
+from onefed.peer import election, eviction, exchange, leading, membership, relay, repair
 from onefed.peer.interface import (
     Action,
     Append,
@@ -35,9 +35,11 @@ from onefed.peer.messages import (
     Hello,
     Join,
     Leave,
+    Message,
     NodeId,
     Prevote,
     Prevoted,
+    Relay,
     Vote,
     VoteRequest,
     Want,
@@ -144,6 +146,8 @@ class Machine:
         elif state.ack_due and state.leader is not None and (state.is_voter or not state.left):
             state.send(state.leader, leading.make_ack(state))
         state.ack_due = False
+        if state.asked:
+            relay.serve(state)
         if state.voters is not voters:
             membership.noticed(state, voters)
         state.due_s = min(
@@ -152,7 +156,8 @@ class Machine:
             state.repair_at_s,
             state.join_at_s,
         )
-        return state.rules.in_order(state.out)
+        out = relay.routed(state) if relay.is_sparse(state) else state.out
+        return state.rules.in_order(out)
 
 
 def _models(saved: Saved) -> dict[Digest, int]:
@@ -200,19 +205,29 @@ def _stretch(state: State, late_s: float) -> None:
 
 
 def _received(state: State, event: Received) -> None:
-    state.heard_s[event.sender] = state.now_s
-    commit = getattr(event.message, "commit", None)
+    sender, message = event.sender, event.message
+    state.heard_s[sender] = state.direct_s[sender] = state.now_s
+    if isinstance(message, Relay):
+        inner = relay.opened(state, sender, message)
+        if inner is not None:
+            _take(state, message.origin, inner)
+    else:
+        _take(state, sender, message)
+
+
+def _take(state: State, sender: NodeId, message: Message) -> None:
+    commit = getattr(message, "commit", None)
     if (
         commit is not None
         and commit.evictions != state.commit.evictions
-        and eviction.separates(state, event.sender, event.message, commit)
+        and eviction.separates(state, sender, message, commit)
     ):
         return
-    _MESSAGES[type(event.message)](state, event.sender, event.message)
+    _MESSAGES[type(message)](state, sender, message)
 
 
 def _lost(state: State, event: Lost) -> None:
-    state.heard_s[event.peer] = -NEVER
+    state.heard_s[event.peer] = state.direct_s[event.peer] = -NEVER
     election.lost(state, event.peer)
 
 

@@ -245,9 +245,11 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Send me this item, if you have it."""
+    """Send me this item, if you have it; or get it, where not all members are connected."""
 
     item: Item
+    source: NodeId
+    """Who should have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,24 @@ class Leave:
     node: NodeId
 
 
+Control: TypeAlias = (
+    Hello | Welcome | Prevote | Prevoted | VoteRequest | Vote | Heartbeat | Ack | Join | Leave
+)
+"""What may travel over other members."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A message on its way over other members, each of which hands it on once."""
+
+    origin: NodeId
+    incarnation: int
+    sequence: int
+    """Grows within an incarnation."""
+    to: tuple[NodeId, ...]
+    message: Control
+
+
 Message: TypeAlias = (
     Hello
     | Welcome
@@ -285,4 +305,5 @@ Message: TypeAlias = (
     | Data
     | Join
     | Leave
+    | Relay
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onefed.peer import election, eviction, exchange, leading, membership
+from onefed.peer import election, eviction, exchange, leading, membership, relay
 from onefed.peer.interface import Forget, Install, Release, Train
 from onefed.peer.messages import Adopt, Blob, Data, Entry, Item, NodeId, Plan, Shard, Slice, Want
 from onefed.peer.state import NEVER, State
@@ -37,6 +37,7 @@ def learn(state: State, entry: Entry) -> bool:
     state.slices = {each for each in state.slices if each.round_number > entry.round_number}
     state.shards = {each for each in state.shards if each.round_number > entry.round_number}
     state.sent.clear()
+    relay.forget(state)
     state.reducing.clear()
     state.assembling = None
     state.out.append(Release(entry.round_number))
@@ -93,18 +94,21 @@ def ask(state: State) -> None:
         if count == WANTS_MAX:
             break
         if source is not None:
-            state.send(source, Want(item))
+            state.send(source, Want(item, source))
         watch(state)
     state.tries += 1
 
 
 def on_want(state: State, sender: NodeId, message: Want) -> None:
     """Give what is here."""
-    if _has(state, message.item):
+    if has(state, message.item):
         state.send(sender, Data(message.item))
+    else:
+        relay.pull(state, sender, message)
 
 
-def _has(state: State, item: Item) -> bool:
+def has(state: State, item: Item) -> bool:
+    """Whether an item can be given."""
     match item:
         case Blob(root):
             return root in state.models
@@ -141,7 +145,9 @@ def _holds(state: State, ballot: tuple[int, int]) -> bool:
 def _choose(state: State, nodes: Iterable[NodeId | None]) -> NodeId | None:
     """One after the other, at each try; the live ones if there are any."""
     others = list(dict.fromkeys(node for node in nodes if node not in (None, state.me)))
-    live = [node for node in others if node is not None and state.is_live(node)] or others
+    live = [node for node in others if node is not None and state.is_live(node)]
+    if not live or relay.is_sparse(state):  # there, who is silent is not heard by everybody
+        live = [node for node in others if node is not None]
     return live[state.tries % len(live)] if live else None
 
 

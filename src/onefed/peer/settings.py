@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onefed.peer.messages import Digest, Entry, Member, NodeId
+from onefed.peer.topology import Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class Pace:
     straggler_floor_s: float = 0.5
     straggler_cap_s: float = 60.0
     """The deadline of a round: median + MADs of past ready times, between floor and cap."""
+    topology: Topology = Topology.FULL
+    """The same at all members."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

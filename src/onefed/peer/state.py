@@ -12,6 +12,7 @@ from onefed.peer.messages import (
     Ballot,
     Contribution,
     Entry,
+    Item,
     Member,
     Message,
     NodeId,
@@ -100,6 +101,18 @@ class State:
     """When the last message of each peer came."""
     beat_heard_s: float = -NEVER
     """When the last heartbeat of ``leader`` came."""
+    direct_s: dict[NodeId, float] = field(default_factory=dict)
+    """When the last message of each peer came over a connection of its own."""
+    envelopes: int = 0
+    """Sent so far, of this incarnation."""
+    relayed: dict[NodeId, tuple[int, int, set[int]]] = field(default_factory=dict)
+    """By origin: incarnation, newest envelope, recent ones."""
+    asked: dict[Item, dict[NodeId, None]] = field(default_factory=dict)
+    """Items that others wait for, and who, in their order."""
+    pulled_s: dict[Item, float] = field(default_factory=dict)
+    """When an item was asked for on behalf of others."""
+    pulled: Ballot | None = None
+    """Plan all of whose items were asked for."""
     told_alone: bool = False
     """People were told that no majority answers, since a leader was heard last."""
     votes: dict[NodeId, Entry | None] = field(default_factory=dict)

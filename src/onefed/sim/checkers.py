@@ -17,6 +17,7 @@ from onefed.peer.messages import (
     Message,
     NodeId,
     Proposal,
+    Relay,
     Roster,
     Vote,
     VoteRequest,
@@ -198,6 +199,9 @@ class Checkers:
     def on_send(self, node: NodeId, to: NodeId, message: Message) -> None:
         """What a node says about itself is on its disk, and it does not contradict itself."""
         match message:
+            case Relay(origin, _, _, receivers, inner):
+                for each in receivers if origin == node else ():
+                    self.on_send(node, each, inner)
             case Ack(held=Entry() as held):
                 if held != self.disks[node].accepted:
                     self._break("held", f"{node} says it accepted what is not on its disk")

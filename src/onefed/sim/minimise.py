@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from onefed.peer.topology import Topology
 from onefed.sim.options import Options
 
 CALMER: tuple[dict[str, Any], ...] = (
     {"dead": 0},
     {"returns": False},
+    {"topology": Topology.FULL},
     {"observers": 0},
     {"joiners": 0},
     {"loss": 0.0},

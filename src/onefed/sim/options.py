@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from onefed.peer.topology import Topology
+
 
 class Kind(enum.StrEnum):
     """What can go wrong at a moment."""
@@ -126,6 +128,7 @@ class Options:
     disk_max_s: float = 0.01
     """A model is on disk after at most so long."""
     faults: tuple[Fault, ...] = ()
+    topology: Topology = Topology.FULL
     dead: int = 0
     """Nodes, at most a minority, whose last crash is for good."""
     returns: bool = False
@@ -156,7 +159,25 @@ def loses(seed: int) -> bool:
 def draw(seed: int) -> Options:
     """The schedule of a seed."""
     drawn = _draw(seed)
+    if seed % 16 in (5, 8):
+        return _sparse(drawn)
     return _with_loss(drawn) if loses(seed) else drawn
+
+
+def _sparse(drawn: Options) -> Options:
+    """The same in a group whose members are not all connected, and whose roster stays."""
+    random = Random(f"topology {drawn.seed}")  # noqa: S311 - repeatable chance
+    topology = random.choice((Topology.RING, Topology.LINE, Topology.STAR))
+    return replace(
+        drawn,
+        topology=topology,
+        nodes=random.choice((3, 4, 5, 6)),
+        joiners=0,
+        observers=0,
+        evict_after_rounds=0,
+        faults=tuple(each for each in drawn.faults if each.kind is not Kind.LEAVE),
+        dead=min(drawn.dead, 1) if topology is Topology.RING else 0,
+    )
 
 
 def _with_loss(drawn: Options) -> Options:

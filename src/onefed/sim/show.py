@@ -27,6 +27,7 @@ from onefed.peer.messages import (
     Plan,
     Prevote,
     Prevoted,
+    Relay,
     Shard,
     Slice,
     Vote,
@@ -78,7 +79,7 @@ def say(message: Message) -> str:
             return f"ack t{message.term} at {message.installed}{ready}{held}{none}"
         case Data(item):
             return f"data {_item(item)}"
-        case Want(item):
+        case Want(item, _):
             return f"want {_item(item)}"
         case Prevote(term, commit):
             return f"prevote? t{term} commit {commit.round_number}"
@@ -93,6 +94,8 @@ def say(message: Message) -> str:
             return f"{type(message).__name__.lower()} commit {message.commit.round_number}"
         case Join(member, votes):
             return f"join {member.node}{'' if votes else ' (observes)'}"
+        case Relay(origin, _, sequence, to, inner):
+            return f"relay {origin}#{sequence} to {','.join(to)}: {say(inner)}"
         case Leave(node):
             return f"leave {node}"
 

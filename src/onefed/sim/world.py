@@ -14,7 +14,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any, TypeAlias
 
-from onefed.peer import journal
+from onefed.peer import journal, topology
 from onefed.peer.interface import (
     AcceptedRecord,
     Action,
@@ -60,6 +60,7 @@ from onefed.peer.messages import (
 )
 from onefed.peer.safety import Rules
 from onefed.peer.settings import Saved, Settings
+from onefed.peer.topology import Topology
 from onefed.sim.checkers import Checkers, Trained
 from onefed.sim.content import Content, Matter, Numbers
 from onefed.sim.disk import Disk
@@ -141,6 +142,8 @@ class World:
         self.random = Random(f"network {options.seed}")  # noqa: S311 - repeatable chance
         self.watches: list[Watch] = []
         self.log: deque[tuple[float, NodeId, object]] = deque(maxlen=LOG_EVENTS_MAX)
+        self.unlinked: set[tuple[NodeId, NodeId]] = set()
+        """Between whom there is no connection at all."""
         self.returning: set[NodeId] = set()
         """Gone ones that will come back, once the others have gone on."""
         self.cut: dict[tuple[NodeId, NodeId], int] = {}
@@ -186,6 +189,12 @@ class World:
             self.hosts[host.name] = host
             begins_s = options.join_at_s if place >= options.nodes else 0.0
             self.at(begins_s + self.random.uniform(0.0, 0.05), self.start, host)
+        names = topology.in_order(self.hosts)
+        for name in names if options.topology is not Topology.FULL else ():
+            near = topology.neighbours(options.topology, names, name)
+            for other in set(names) - near - {name}:
+                self.unlinked.add((name, other))
+                self.cut[name, other] = 1  # for ever
         self.checkers.disks = {name: host.disk for name, host in self.hosts.items()}
 
     # Time
@@ -251,7 +260,7 @@ class World:
 
     def reset(self, host: Host, peer: Host, life: int) -> None:
         """A connection breaks, if the peer is still what it was."""
-        if peer.life == life:
+        if peer.life == life and (host.name, peer.name) not in self.unlinked:
             self.step(host, Lost(peer.name))
 
     def leave(self, host: Host, node: NodeId) -> None:
@@ -272,7 +281,7 @@ class World:
         others = [host for host in self.hosts.values() if host not in gone]
         if any(entry.evictions for entry in checkers.committed.values()):
             # Where they cannot reach the others they would go on by themselves.
-            reachable = self.now_s >= self.options.calm_at_s and not self.cut
+            reachable = self.now_s >= self.options.calm_at_s and len(self.cut) == len(self.unlinked)
             for host in gone:
                 if host.name in self.returning and reachable:
                     host.dead = False
@@ -494,6 +503,7 @@ def _settings(options: Options, member: Member, *, votes: bool) -> Settings:
         straggler_cap_s=options.straggler_cap_s,
         catch_up_grace_s=1.0,
         evict_after_rounds=options.evict_after_rounds,
+        topology=options.topology,
     )
 
 

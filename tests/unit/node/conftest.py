@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +21,10 @@ from onefed.arrays import Arrays
 from onefed.checkpoint import files
 from onefed.node import Node, Pace, World
 from onefed.node.content import client_key
-from onefed.node.memory_transport import MemoryNetwork
+from onefed.node.memory_transport import MemoryNetwork, MemoryTransport
 from onefed.node.training import Task, Trained, TrainingError
 from onefed.node.world import MakeTransport
+from onefed.peer.topology import Topology
 from onefed.telemetry import events
 
 PACE = Pace(
@@ -97,6 +99,7 @@ class Group:
     nodes: dict[str, Node] = field(default_factory=dict)
     apps: dict[str, ToyApp] = field(default_factory=dict)
     told: dict[str, list[events.Event]] = field(default_factory=dict)
+    transports: Mapping[str, MemoryTransport] = field(default_factory=dict)
     pace: Pace = PACE
     disks: dict[str, files.System] = field(default_factory=dict)
     """Of nodes whose disk is a special one."""
@@ -169,16 +172,29 @@ class Group:
 
 @asynccontextmanager
 async def memory_group(
-    folder: Path, *, rule: str = "FedAvg", rounds: int = 3, malicious: int = 0
+    folder: Path,
+    *,
+    rule: str = "FedAvg",
+    rounds: int = 3,
+    malicious: int = 0,
+    topology: Topology = Topology.FULL,
 ) -> AsyncIterator[Group]:
     """Nodes that talk without a network."""
     network = MemoryNetwork()
+    transports: dict[str, MemoryTransport] = {}
+
+    def transport(name: str, *_: object) -> MemoryTransport:
+        transports[name] = network.transport(name)
+        return transports[name]
+
     group = Group(
         folder,
         aggregate.rule(rule, **({"num_malicious": malicious} if malicious else {})),
         rounds,
-        make_transport=lambda _: lambda name, *_: network.transport(name),
+        make_transport=lambda _: transport,
+        transports=transports,
         address=lambda name: f"{name}:1",
+        pace=dataclasses.replace(PACE, topology=topology),
     )
     try:
         yield group

@@ -151,4 +151,4 @@ def test_a_chunk_comes_back_as_it_was() -> None:
 
 
 def test_want_is_small() -> None:
-    assert len(codec.encode(Want(ITEM))) < 100
+    assert len(codec.encode(Want(ITEM, "node-1"))) < 100

@@ -20,6 +20,7 @@ from onefed.node.world import ContributionsError
 from onefed.peer.interface import AcceptedRecord, CommittedRecord, VoteRecord
 from onefed.peer.journal import JournalError
 from onefed.peer.messages import Ballot, Entry, Member
+from onefed.peer.topology import Topology, neighbours
 from onefed.telemetry import events
 
 FIRST = Entry(0, "0" * 64, 5, Ballot(0, 0), (Member("a", ""),), (), ())
@@ -40,6 +41,26 @@ def test_all_nodes_have_the_model_of_the_hub_engine_under_any_rule(
             expected = by_the_rule(aggregate.rule(rule), group.contributors())
             assert group.models() == {arrays.digest(expected)}
             assert group.contributors() == [list(FOUR)] * 3
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("topology", ["ring", "line", "star"])
+@pytest.mark.parametrize("rule", ["FedAvg", "Krum"])
+def test_members_that_are_not_all_connected_have_the_same_model(
+    topology: str, rule: str, tmp_path: Path
+) -> None:
+    """Peers talk to their neighbours only, and the model is that of any other topology."""
+
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rule=rule, topology=Topology(topology)) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(3))
+
+            expected = by_the_rule(aggregate.rule(rule), group.contributors())
+            assert group.models() == {arrays.digest(expected)}
+            for name in FOUR:
+                assert group.transports[name].peers <= neighbours(Topology(topology), FOUR, name)
 
     asyncio.run(scenario())
 

@@ -119,7 +119,7 @@ async def until(reached: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-WORD = codec.encode(Want(ITEM))
+WORD = codec.encode(Want(ITEM, "node-0"))
 
 
 async def said(by: MemberIdentity, to: Side, method: str, frames: list[bytes]) -> str:
