@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from onefed.appliance import stages
 from onefed.appliance.description import Runtime
+from onefed.appliance.paths import Paths
 from onefed.checkpoint import RecoveryStore, Snapshot
 from onefed.context import Role
 from onefed.errors import StorageError
@@ -53,12 +54,16 @@ class Federation:
 
     def deploy(self, variables: Mapping[str, str], nodes: int = 2) -> None:
         """Every machine is READY when this ends."""
-        for role, count in ((Role.SUPERLINK, 1), (Role.SUPERNODE, nodes)):
-            made = [self.create(role, variables) for _ in range(count)]
-            for machine in made:
-                machine.power_on()
-            for machine in made:
-                self.wait_until_ready(machine)
+        self.start(Role.SUPERLINK, [variables])
+        self.start(Role.SUPERNODE, [variables] * nodes)
+
+    def start(self, role: Role, contexts: Sequence[Mapping[str, str]]) -> None:
+        """A machine for each context, on at the same moment; all are READY when this ends."""
+        made = [self.create(role, variables) for variables in contexts]
+        for machine in made:
+            machine.power_on()
+        for machine in made:
+            self.wait_until_ready(machine)
 
     def create(self, role: Role, variables: Mapping[str, str]) -> Machine:
         """A machine that is off, with what OpenNebula puts into every context and ``variables``."""
@@ -118,15 +123,15 @@ class Federation:
         machine.power_on()
         self.wait_until_ready(machine)
 
-    def wait_until_trained(self) -> Snapshot:
-        """The last committed round, once it is the last of the run."""
+    def wait_until_trained(self, rounds: int | None = None) -> Snapshot:
+        """The last committed round, once it is the last of the run; of one with so many rounds."""
 
         log = stages.events(self.coordinator.paths)
 
         def look() -> Snapshot | None:
             assert '"status":"failed"' not in log.read_text(), "the run failed"
-            found = last_saved(self.coordinator)
-            whole = found is not None and found.round_number == found.rounds_total
+            found = last_saved(self.coordinator.paths)
+            whole = found is not None and found.round_number == (rounds or found.rounds_total)
             return found if whole else None
 
         try:
@@ -135,15 +140,17 @@ class Federation:
             raise AssertionError(f"{error}\n{told(self.coordinator)}") from None
 
     def close(self) -> None:
-        """Nodes off, then the coordinator; what is off already stays so."""
-        for machine in reversed(self.machines):
+        """All off; what is off already stays so."""
+        for machine in self.machines:
+            machine.begin_to_power_off()
+        for machine in self.machines:
             machine.power_off()
         self._gate.stop()
 
 
-def last_saved(coordinator: Machine) -> Snapshot | None:
+def last_saved(coordinator: Paths) -> Snapshot | None:
     """The last committed round on a coordinator's disk, with its model."""
-    store = RecoveryStore(coordinator.paths.recovery)
+    store = RecoveryStore(coordinator.recovery)
     try:
         newest = store.peek()
         loaded = None if newest is None else store.load(newest.run)

@@ -56,6 +56,11 @@ class Machine:
     def paths(self) -> Paths:
         return Paths(self.disk)
 
+    @property
+    def seen_inside(self) -> Path:
+        """Its root as its own processes see it, with what is in memory only."""
+        return Path(f"/proc/{self._init()}/root")
+
     def build(self) -> None:
         """A fresh disk, with the scripts of its role, as the image would have them."""
         for name in ("root", "upper", "work", "context"):
@@ -99,11 +104,16 @@ class Machine:
                 stderr=console,
             )
 
+    def begin_to_power_off(self) -> None:
+        """As the platform does it: systemd stops its units and ends. It goes on by itself."""
+        if self.process is not None:
+            self.process.terminate()
+
     def power_off(self) -> None:
-        """As the platform does it: systemd stops its units and ends."""
+        """The same, to its end."""
         if self.process is None:
             return
-        self.process.terminate()
+        self.begin_to_power_off()
         try:
             self.process.wait(OFF_LIMIT_S)
         finally:

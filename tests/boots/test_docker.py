@@ -40,3 +40,14 @@ def test_every_program_is_a_container_that_may_do_little(federation: Federation)
             assert host["SecurityOpt"] == ["no-new-privileges"]
             assert host["RestartPolicy"]["Name"] in ("", "no"), "systemd owns the life cycle"
             assert host["LogConfig"]["Config"] == {"max-file": "3", "max-size": "10m"}
+
+
+def test_a_machine_that_is_powered_off_says_that_it_left(federation: Federation) -> None:
+    """The unit of docker's client has no network; others beside it say farewell."""
+    node = federation.nodes[0]
+    assert federation.attributes(node)["FL_CLIENT_STATUS"] == "1"
+    node.power_off()
+    left = federation.attributes(node)
+    assert (left["FL_NODE_READY"], left["FL_CLIENT_STATUS"]) == ("NO", "3")
+    federation.coordinator.power_off()
+    assert federation.attributes(federation.coordinator)["FL_READY"] == "NO"

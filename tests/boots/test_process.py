@@ -90,6 +90,8 @@ def test_a_node_that_is_powered_off_says_that_it_left_and_comes_back_as_it_was(
 ) -> None:
     node = plain.nodes[0]
     before = plain.attributes(node)
+    node.output("systemctl", "restart", "flower-supernode.service")
+    assert plain.attributes(node) == before, "what is only started again has not left"
     node.power_off()
     left = plain.attributes(node)
     assert (left["FL_NODE_READY"], left["FL_CLIENT_STATUS"]) == ("NO", "3")

@@ -1,8 +1,8 @@
-"""What the unit that carries a machine runs as it stops: OneGate hears that the machine leaves.
+"""What farewell units run as they are stopped (``units``): OneGate hears that the machine leaves.
 
-``python -P -m onefed.appliance.leave ROLE begin|end``: before its program is told to stop, and
-after it has ended. A unit that is only started again, after a crash or by ``systemctl restart``,
-leaves nothing. Best effort: the machine stops all the same.
+``python -P -m onefed.appliance.leave ROLE begin|end``: before the program that carries the machine
+is told to stop, and after it has ended. One that is only started again, after a crash or by
+``systemctl restart``, leaves nothing. Best effort: the machine stops all the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(
         sys.stderr.write("usage: python -m onefed.appliance.leave ROLE begin|end\n")
         return ExitCode.USAGE
     role = context.Role(arguments[0])
-    if not _is_stopping(units.name(role.value, role), run):
+    if not _is_stopping(units.farewell_name(arguments[1], role), run):
         return ExitCode.OK
     try:
         given = surroundings.look(paths or Paths(Path("/")), _warn)

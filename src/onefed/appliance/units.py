@@ -23,6 +23,12 @@ START_LIMIT_S = 120
 STOP_MARGIN_S = 5
 """Between the program's own limit and systemd's SIGKILL."""
 
+FAREWELLS = {Role.SUPERLINK: ("begin",), Role.SUPERNODE: ("begin", "end")}
+"""What a machine says as it leaves (``leave``): a coordinator has no status to end with."""
+
+FAREWELL_LIMIT_S = 20
+"""Two attributes at most, each with its own timeout."""
+
 RENEWAL_TIMER = "flower-superlink-renewal.timer"
 
 USER = "flower"
@@ -99,15 +105,54 @@ def name(program_name: str, role: Role) -> str:
 def of(
     programs: Sequence[Program], role: Role, runtime: Runtime, paths: Paths, *, python: str
 ) -> list[Unit]:
-    """A unit for every program of a machine, in the order in which they start.
+    """A unit for every program of a machine, in the order in which they start, and farewells.
 
     The first one carries the machine: the others come after it and are stopped with it.
     """
     first = name(programs[0].name, role)
+    farewells = [_farewell(role, moment, python) for moment in FAREWELLS[role]]
     return [
-        _service(program, role, runtime, paths, python, after=() if index == 0 else (first,))
-        for index, program in enumerate(programs)
+        *(
+            _service(program, role, runtime, paths, python, after=() if index == 0 else (first,))
+            for index, program in enumerate(programs)
+        ),
+        *farewells,
     ]
+
+
+def farewell_name(moment: str, role: Role) -> str:
+    """``flower-supernode-leave-begin.service``."""
+    return f"flower-{role}-leave-{moment}.service"
+
+
+def _farewell(role: Role, moment: str, python: str) -> Unit:
+    """What tells OneGate that the machine leaves, before its first program stops or after it did.
+
+    systemd stops units in the reverse of the order in which it starts them. Beside the program and
+    not in its unit, because that of docker's client has no network; as root, whose alone the
+    platform's token is.
+    """
+    main = name(role.value, role)
+    text = _sections(
+        Unit=(
+            f"Description=onefed {role}: tells OneGate that it leaves ({moment})",
+            f"{'After' if moment == 'begin' else 'Before'}={main}",
+            "After=network.target network-online.target",
+            f"PartOf={main}",
+        ),
+        Service=(
+            "Type=oneshot",
+            "RemainAfterExit=yes",
+            "ExecStart=/bin/true",
+            f"ExecStop={python} -P -m onefed.appliance.leave {role} {moment}",
+            f"TimeoutStopSec={FAREWELL_LIMIT_S}",
+            *_EVERYWHERE,
+            *_WITHOUT_DEVICES,
+            "PrivateUsers=yes",
+            "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+        ),
+    )
+    return Unit(farewell_name(moment, role), GENERATED + text)
 
 
 def dcgm(role: Role) -> Unit:
@@ -184,10 +229,7 @@ def _service(
     needs = ["docker.service"] if in_docker else []
     watched = [name(program.watches, role)] if program.watches else []
     stop_s = round(program.stop_timeout_s) + STOP_MARGIN_S
-    # As root, without the unit's limits: the platform's token is root's.
-    leave = f"-+{python} -P -m onefed.appliance.leave {role}"
-    # Not with Docker: the unit of its client has no network, whoever runs in it.
-    leaves = not after and not in_docker
+    farewells = [] if after else [farewell_name(moment, role) for moment in FAREWELLS[role]]
     writable = [paths.flower_home, paths.logs]
     if role is Role.SUPERLINK:
         writable += [paths.state, paths.checkpoints, paths.gateway]
@@ -197,7 +239,7 @@ def _service(
         Unit=(
             f"Description=onefed {role}: {program.name}",
             f"After={' '.join(['network-online.target', *needs, *after, *watched])}",
-            "Wants=network-online.target",
+            f"Wants={' '.join(['network-online.target', *farewells])}",
             *([f"Requires={' '.join(needs)}"] if needs else []),
             *([f"PartOf={' '.join(after)}"] if after else []),
             "StartLimitIntervalSec=0",
@@ -206,13 +248,11 @@ def _service(
             "Type=simple",
             *([f"ExecStartPre=-/usr/bin/docker rm --force {label}"] if in_docker else []),
             f"ExecStart={python} -P -m onefed.appliance.launch {paths.programs} {program.name}",
-            *([f"ExecStop={leave} begin"] if leaves else []),
             *(
                 [f"ExecStop=/usr/bin/docker stop --time {stop_s - STOP_MARGIN_S} {label}"]
                 if in_docker
                 else []
             ),
-            *([f"ExecStopPost={leave} end"] if leaves else []),
             # Always: Flower ends with status 0 when its other side was restarted.
             "Restart=always",
             f"RestartSec={RESTART_S}",

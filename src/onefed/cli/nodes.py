@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from onefed.appliance import ownership as appliance_ownership
+from onefed.appliance import stages
 from onefed.appliance.paths import Paths
 from onefed.cli import parsing, tables
 from onefed.cli.screen import say, table_console
@@ -18,6 +20,9 @@ from onefed.flower import mailbox
 from onefed.local import ownership, state
 from onefed.local.state import SUPERLINK
 from onefed.tls import enrolment
+
+MACHINE = Paths(Path("/"))
+"""A virtual machine, when this is one."""
 
 KEY_BYTES_MAX = 4096
 FINGERPRINT_SHOWN = 16
@@ -125,8 +130,15 @@ def ask(name: str | None, kind: str, **what: Any) -> Mapping[str, Any]:
     return mailbox.ask(mailbox_of(name), kind, what, clock=time.monotonic, sleep=time.sleep)
 
 
-def mailbox_of(name: str | None) -> Path:
-    """Where the supervisor of a federation that runs looks for requests."""
+def mailbox_of(name: str | None, machine: Paths = MACHINE) -> Path:
+    """Where the supervisor of a federation that runs looks for requests.
+
+    On a coordinator's own machine that is the one meant, unless a name is given. Its folder is the
+    programs' own, so root asks as their user: whatever that user planted there, root never writes.
+    """
+    if name is None and _is_coordinator(machine):
+        appliance_ownership.become(machine.state)
+        return machine.requests
     directory = state.find(state.home(os.environ), name)
     if ownership.owner(directory) is None:
         name = directory.read_spec().name
@@ -134,6 +146,18 @@ def mailbox_of(name: str | None) -> Path:
             f"The federation {name!r} is not running.", hint=f"Start it: onefed resume {name}"
         )
     return Paths(directory.root(SUPERLINK)).requests
+
+
+def events_of(name: str | None, machine: Paths = MACHINE) -> Path:
+    """Where that federation writes what happens; see ``mailbox_of``."""
+    if name is None and _is_coordinator(machine):
+        return stages.events(machine)
+    return state.find(state.home(os.environ), name).events
+
+
+def _is_coordinator(machine: Paths) -> bool:
+    """Whether the supervisor of a machine was told what to do; nobody but root may look."""
+    return os.path.lexists(machine.supervisor)
 
 
 def _read_key(path: Path) -> str:

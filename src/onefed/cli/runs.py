@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -62,10 +61,10 @@ def submit(
     asked = dict(settings.app_config)
     if rounds is not None:
         asked[ROUNDS_KEY] = rounds
-    mailbox = nodes.mailbox_of(name)
     found = bundle.load(app_folder.absolute())
     bundle.check_imports(found)
     packed = bundle.build(found)
+    mailbox = nodes.mailbox_of(name)  # the app was read by now: root may become another user here
     file = mailbox / f"{uuid.uuid4().hex}.fab"
     files.make_folder(mailbox, mode=0o700)
     follower = _news(name)
@@ -115,7 +114,7 @@ def stop(name: Federation = None) -> None:
 
 
 def _news(name: str | None) -> Follower:
-    return state.news(state.find(state.home(os.environ), name))
+    return state.news(nodes.events_of(name))
 
 
 def _follow(follower: Follower) -> None:

@@ -182,7 +182,7 @@ def _stay(
     """Start it and show it; None when it has ended, else what it is when it can be left alone."""
     started = time.monotonic()
     directory.summary.unlink(missing_ok=True)
-    follower = state.news(directory)
+    follower = state.news(directory.events)
     cloud = deploy.start(
         directory, os.environ, attached=not detach, summary=summary if detach else None
     )

@@ -81,7 +81,7 @@ class Killer:
     def __init__(self, directory: StateDir, kills: Sequence[Kill]) -> None:
         self._directory = directory
         self._kills = kills
-        self._news = state.news(directory)
+        self._news = state.news(directory.events)
         self._log = EventLog(directory.events, "chaos", lambda: datetime.now(UTC))
         self._over = threading.Event()
         self._begun: set[int] = set()

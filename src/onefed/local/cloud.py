@@ -70,7 +70,7 @@ class Cloud:
         self._spec = spec
         self._environ = environ
         self._log = EventLog(directory.events, "cloud", lambda: datetime.now(UTC))
-        self._follower = state.news(directory)
+        self._follower = state.news(directory.events)
         self._view = FederationView()
         self._run_details: str | None = None
         """What Flower said last about the run."""

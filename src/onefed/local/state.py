@@ -93,9 +93,9 @@ class StateDir:
         specs.write(self.spec_file, spec)
 
 
-def news(state: StateDir) -> Follower:
+def news(events: Path) -> Follower:
     """Gives the events from now on: what earlier starts said is not the next one's."""
-    follower = Follower(state.events)
+    follower = Follower(events)
     while follower.poll():
         pass
     return follower

@@ -37,7 +37,10 @@ def told(cloud: Any, paths: Paths, role: str, when: str, jobs: str) -> list[tupl
     return list(cloud.published(vm))
 
 
-STOPPED = "412 flower-{role}.service stop running\n413 poweroff.target start waiting\n"
+STOPPED = (
+    "411 flower-{role}-leave-begin.service stop running\n"
+    "412 flower-{role}-leave-end.service stop running\n413 poweroff.target start waiting\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +61,10 @@ def test_a_unit_that_is_stopped_has_left(cloud, paths, role, when, expected) -> 
     [
         "",
         "No jobs running.\n",
-        "7 flower-supernode.service restart running\n",
-        "7 flower-supernode.service start waiting\n8 flower-superlink.service stop running\n",
+        "7 flower-supernode-leave-begin.service restart running\n"
+        "8 flower-supernode-leave-end.service restart running\n",
+        "7 flower-supernode.service start waiting\n"
+        "8 flower-superlink-leave-begin.service stop running\n",
     ],
     ids=["crashed", "crashed-in-words", "restarted", "another-stops"],
 )

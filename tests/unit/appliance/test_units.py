@@ -47,24 +47,40 @@ def test_every_program_of_a_machine_has_a_unit_that_always_restarts(
     made, programs_of, role: Role, runtime: Runtime
 ) -> None:
     found = made(role, runtime)
-    assert [unit.name for unit in found] == [
+    count = len(programs_of(role))
+    assert [unit.name for unit in found[:count]] == [
         units.name(program.name, role) for program in programs_of(role)
     ]
     assert found[0].name == f"flower-{role}.service"
-    for unit, program in zip(found, programs_of(role), strict=True):
+    for unit, program in zip(found, programs_of(role), strict=False):
         said = lines(unit)
         assert said["Restart"] == ["always"]
         assert said["KillSignal"] == ["SIGTERM"]
         assert int(said["TimeoutStopSec"][0]) > program.stop_timeout_s
         assert said["ExecStart"][0].endswith(f" {program.name}")
         assert ("docker.service" in said.get("Requires", [""])[0]) == (runtime is Runtime.DOCKER)
-    leave = f"-+/usr/bin/python3 -P -m onefed.appliance.leave {role}"
-    if runtime is Runtime.PROCESS:
-        assert lines(found[0])["ExecStop"] == [f"{leave} begin"]
-        assert lines(found[0])["ExecStopPost"] == [f"{leave} end"]
     for unit in found[1:]:
         assert lines(unit)["PartOf"] == [found[0].name]
-        assert "ExecStopPost" not in lines(unit)
+
+
+@pytest.mark.parametrize("runtime", Runtime)
+@pytest.mark.parametrize(
+    ("role", "moments"), [(Role.SUPERLINK, {"begin"}), (Role.SUPERNODE, {"begin", "end"})]
+)
+def test_a_machine_that_is_stopped_says_so_around_the_stop(made, role, moments, runtime) -> None:
+    found = {unit.name: lines(unit) for unit in made(role, runtime)}
+    main = found[f"flower-{role}.service"]
+    wanted = {f"flower-{role}-leave-{moment}.service": moment for moment in moments}
+    assert {name for name in found if "-leave-" in name} == set(wanted)
+    assert set(wanted) < set(main["Wants"][0].split()), "started with the program, so stopped too"
+    for name, moment in wanted.items():
+        said = found[name]
+        assert said["ExecStop"] == [
+            f"/usr/bin/python3 -P -m onefed.appliance.leave {role} {moment}"
+        ]
+        # systemd stops in the reverse of this order.
+        order = "After" if moment == "begin" else "Before"
+        assert f"flower-{role}.service" in said[order]
 
 
 @pytest.mark.parametrize("runtime", Runtime)

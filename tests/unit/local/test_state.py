@@ -243,7 +243,7 @@ def test_news_are_what_happens_from_now_on(make: Make) -> None:
     log.emit(events.Notice("INFO", "old " + "x" * 4000))
     one = made.events.read_bytes()
     made.events.write_bytes(one * (9 * 2**20 // len(one)))
-    follower = state.news(made)
+    follower = state.news(made.events)
     log.emit(events.Notice("INFO", "new"))
     assert [record.event for record in follower.poll()] == [events.Notice("INFO", "new")]
     log.close()

@@ -1,0 +1,189 @@
+"""A service whose contexts set much, with planted secrets: what it trains, and what it lets out.
+
+The tests of this file look at one federation, and go on from where the one before left it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from campaigns.boots import network, search
+from campaigns.boots.federation import Federation, last_saved
+from campaigns.boots.machine import Machine
+
+from onefed.appliance.description import Runtime
+from onefed.appliance.paths import Paths
+from onefed.context import Role
+from onefed.tls import authority, names, pem
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
+
+MODEL = {
+    "FL_STRATEGY": "FedAdam",
+    "FL_SERVER_LR": "0.05",
+    "FL_FEDADAM_TAU": "1e-3",
+    "FL_SEED": "42",
+    "FL_RUN_CONFIG": "local-epochs=2 batch-size=64",
+}
+"""What decides the model; a laptop gets the same."""
+
+AROUND = {
+    "FL_NUM_ROUNDS": "2",
+    "FL_LOG_LEVEL": "DEBUG",
+    "FL_LOG_FORMAT": "json",
+    "FL_CHECKPOINT_ENABLED": "YES",
+    "FL_CHECKPOINT_INTERVAL": "1",
+    "FL_DATABASE": "state/other.db",
+    "FL_FLEET_API_ADDRESS": "0.0.0.0:9192",
+    "FL_SUPERLINK_PORT": "9191",
+    "FL_CONTROL_API_ADDRESS": "127.0.0.1:9193",
+    "FL_GATEWAY_CONNECTIONS": "64",
+    "FL_GATEWAY_RATE": "300",
+    "FL_ROUND_TIMEOUT": "120",
+}
+
+ADDRESSES_MAX = 40
+"""Of all machines of this run: the operator's certificate is there before its machine."""
+
+LAPTOP_LIMIT_S = 240.0
+
+
+@dataclass
+class Told:
+    """The federation, what its coordinator was told, and the secrets that it was told."""
+
+    federation: Federation
+    variables: dict[str, str]
+    planted: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def told(deploy) -> Iterator[Told]:
+    """Certificates of the operator's, and nodes that get in by a token."""
+    federation: Federation = deploy("settings", Runtime.PROCESS)
+    pki = operators_pki()
+    planted = {
+        "the TLS key": base64.b64decode(pki["FL_SSL_KEYFILE"]),
+        "a password": b"correct-horse-battery-staple-4711",
+        "a WireGuard key": base64.b64encode(bytes(range(100, 132))),
+    }
+    others = {
+        "PASSWORD": planted["a password"].decode(),
+        "WG_PRIVATE_KEY": planted["a WireGuard key"].decode(),
+    }
+    variables = {**MODEL, **AROUND, **pki, **others}
+    federation.start(Role.SUPERLINK, [variables])
+    contexts = []
+    for partition in ("0", "1"):
+        token = federation.coordinator.output("onefed", "nodes", "token", "--partition", partition)
+        planted[f"token {partition}"] = token.strip().encode()
+        contexts.append(
+            {
+                **others,
+                "FL_LOG_LEVEL": "DEBUG",
+                "FL_ENROLMENT_TOKEN": token.strip(),
+                "FL_NODE_CONFIG": f"partition-id={partition} num-partitions=2",
+            }
+        )
+    federation.start(Role.SUPERNODE, contexts)
+    yield Told(federation, variables, planted)
+    federation.close()
+
+
+def test_settings_are_in_effect(told: Told) -> None:
+    last = told.federation.wait_until_trained()
+    assert (last.rule, last.seed, last.round_number) == ("FedAdam", 42, 2)
+    assert [record.contributors for record in last.history] == [("0", "1")] * 2
+    coordinator = told.federation.coordinator
+    held = told.federation.attributes(coordinator)
+    assert held["FL_ENDPOINT"] == f"{coordinator.record.ip}:9192"
+    exports = sorted(path.name for path in coordinator.paths.checkpoints.glob("*round_?.npz"))
+    assert exports == ["checkpoint_round_1.npz", "checkpoint_round_2.npz"]
+    boot = (coordinator.paths.logs / "flower-configure.log").read_text().splitlines()
+    assert all(isinstance(json.loads(line), dict) for line in boot)
+    listed = json.loads(coordinator.output("onefed", "nodes", "list", "--json"))
+    assert {row["client"] for row in listed} == {"0", "1"}
+
+
+def test_no_secret_is_where_others_could_read_it(told: Told) -> None:
+    needles = {**spelled(told.planted), **spelled(own_secrets(told.federation.machines))}
+    assert len(needles) >= 12
+    assert search.everywhere(told.federation.machines, needles) == []
+    published = [vm.user_template for vm in told.federation.model.snapshot().vms.values()]
+    assert search.names_in(repr(published).encode(), needles) == []
+
+
+def test_a_changed_context_is_taken_up_by_the_next_boot(told: Told) -> None:
+    federation, coordinator = told.federation, told.federation.coordinator
+    before = federation.wait_until_trained().history
+    coordinator.power_off()
+    coordinator.tell({**coordinator.record.context, "FL_NUM_ROUNDS": "3"})
+    federation.power_on_again(coordinator)
+    after = federation.wait_until_trained(rounds=3)
+    assert (after.rounds_total, after.history[:2]) == (3, before)
+    assert after.history[2].contributors == ("0", "1")
+    assert "is not the one of round" not in (coordinator.paths.logs / "events.jsonl").read_text()
+
+
+def test_a_laptop_trains_the_same_bits(told: Told, tmp_path: Path) -> None:
+    settings = [word for name, text in MODEL.items() for word in ("--set", f"{name}={text}")]
+    home = tmp_path / "home"
+    subprocess.run(
+        [
+            *(Path(sys.executable).with_name("onefed"), "up", "--name", "laptop"),
+            *("--nodes", "2", "--rounds", "3", "--log-format", "json", *settings),
+        ],
+        env={**os.environ, "ONEFED_HOME": str(home)},  # noqa: TID251
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        check=True,
+        timeout=LAPTOP_LIMIT_S,
+    )
+    there = last_saved(Paths(home / "laptop/vms/superlink"))
+    here = last_saved(told.federation.coordinator.paths)
+    assert there is not None
+    assert here is not None
+    models = [[record.model_sha256 for record in each.history] for each in (there, here)]
+    assert models[0] == models[1]
+    assert len(set(models[0])) == 3
+
+
+def operators_pki() -> Mapping[str, str]:
+    """FL_SSL_*, as an operator with an authority of their own would set them."""
+    now = datetime.now(UTC)
+    ca = authority.create_ca(now)
+    addresses = [network.address(number) for number in range(ADDRESSES_MAX)]
+    server = authority.create_server_certificate(ca, names.required(addresses, []), now)
+    return {
+        "FL_SSL_CA_CERTFILE": pem.encode(pem.dump_certificates([ca.certificate])),
+        "FL_SSL_CERTFILE": pem.encode(pem.dump_certificates([server.certificate])),
+        "FL_SSL_KEYFILE": pem.encode(pem.dump_private_key(server.key)),
+    }
+
+
+def own_secrets(machines: list[Machine]) -> dict[str, bytes]:
+    """What machines made for themselves, and what the platform gave them."""
+    found = {}
+    for each in machines:
+        found[f"OneGate token of {each.name}"] = each.record.token.encode()
+        secret = each.paths.superexec_secret
+        if secret.exists():
+            found[f"SuperExec secret of {each.name}"] = secret.read_bytes()
+        for path in each.paths.node_key.glob("*"):
+            content = path.read_bytes()
+            if b"PRIVATE KEY" in content:
+                found[f"node key of {each.name}"] = content
+    return found
+
+
+def spelled(secrets: Mapping[str, bytes]) -> search.Needles:
+    return {name: search.spellings(secret) for name, secret in secrets.items()}
