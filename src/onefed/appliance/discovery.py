@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from onefed.appliance import partitions
-from onefed.errors import ExitCode, OnefedError
+from onefed.appliance.failures import KnownFailureError
 from onefed.opennebula import onegate
 
 STANDARD_WAIT_S = 10.0
@@ -43,10 +43,10 @@ SHOWN_CHARS_MAX = 80
 """Of an endpoint that is refused."""
 
 
-class DiscoveryError(OnefedError):
+class DiscoveryError(KnownFailureError):
     """The SuperLink was not found."""
 
-    exit_code = ExitCode.BOOT
+    code = "superlink_not_found"
 
 
 @dataclass(frozen=True)

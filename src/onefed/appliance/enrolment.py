@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from onefed.appliance import gateway
-from onefed.errors import ExitCode, OnefedError
+from onefed.appliance.failures import KnownFailureError
 
 ANSWER_TIMEOUT_S = 90.0
 """The supervisor answers within a second, unless its SuperLink is starting."""
@@ -30,10 +30,10 @@ _LATER = (
 )
 
 
-class EnrolmentError(OnefedError):
+class EnrolmentError(KnownFailureError):
     """The coordinator did not take this node."""
 
-    exit_code = ExitCode.BOOT
+    code = "node_not_registered"
 
 
 def enrol(

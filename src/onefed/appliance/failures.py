@@ -7,8 +7,17 @@ The classes are those of the appliance design's failure table, and a few of ours
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from onefed.errors import ExitCode
+from onefed.errors import ExitCode, OnefedError
+
+
+class KnownFailureError(OnefedError):
+    """A boot failed in a way that has a name."""
+
+    exit_code = ExitCode.BOOT
+    code: ClassVar[str]
+    """``FL_ERROR``."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ CLASSES: tuple[FailureClass, ...] = (
         "no SuperLink was ready in thirty tries, or there is nobody to ask",
         "SN-07",
         _BOOT,
-        "boot_failed",
+        "superlink_not_found",
         "look at the SuperLink's boot, or set FL_SUPERLINK_ADDRESS",
     ),
     FailureClass(
@@ -94,7 +103,7 @@ CLASSES: tuple[FailureClass, ...] = (
         "the coordinator does not register the node key",
         "SN-07c",
         _BOOT,
-        "boot_failed",
+        "node_not_registered",
         "the supervisor's log on the SuperLink's machine says why",
     ),
     FailureClass(
@@ -102,7 +111,7 @@ CLASSES: tuple[FailureClass, ...] = (
         "Docker does not answer in 60 s",
         "SL-09, SN-08",
         _BOOT,
-        "boot_failed",
+        "docker_not_ready",
         "systemctl status docker",
     ),
     FailureClass(
@@ -110,7 +119,7 @@ CLASSES: tuple[FailureClass, ...] = (
         "the image of the framework is neither there nor to be had",
         "SN-10",
         _BOOT,
-        "boot_failed",
+        "image_missing",
         "take the image for ML_FRAMEWORK, or load it",
     ),
     FailureClass(

@@ -21,6 +21,7 @@ import httpx
 
 from onefed import context, failpoints
 from onefed.appliance import gpu, steps
+from onefed.appliance.failures import KnownFailureError
 from onefed.appliance.paths import Paths
 from onefed.appliance.platform import Platform, Processes
 from onefed.appliance.process import Program
@@ -43,10 +44,10 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """What Flower's log lines are full of."""
 
 
-class UnhealthyError(OnefedError):
+class UnhealthyError(KnownFailureError):
     """A program of the machine did not come up."""
 
-    exit_code = ExitCode.BOOT
+    code = "health_check_timeout"
 
 
 class HeldByTestsError(OnefedError):
@@ -55,10 +56,10 @@ class HeldByTestsError(OnefedError):
     exit_code = ExitCode.CONFIG
 
 
-class StartError(OnefedError):
+class StartError(KnownFailureError):
     """A program of the machine cannot be started at all."""
 
-    exit_code = ExitCode.BOOT
+    code = "program_not_started"
 
 
 @dataclass
@@ -278,6 +279,23 @@ def healthy(address: str, ca_certificate: Path | None) -> bool:
             return client.get(f"{scheme}://{address}/health").status_code == httpx.codes.OK
     except (httpx.HTTPError, OSError):
         return False
+
+
+class Steady:
+    """A condition that holds once what it looks at was true several times in a row."""
+
+    def __init__(self, condition: Callable[[], bool], times: int) -> None:
+        self.looks = 0
+        """How often it was looked at so far."""
+        self._condition = condition
+        self._times = times
+        self._in_a_row = 0
+
+    def look(self) -> bool:
+        """Look once more."""
+        self.looks += 1
+        self._in_a_row = self._in_a_row + 1 if self._condition() else 0
+        return self._in_a_row >= self._times
 
 
 def wait_until(

@@ -14,13 +14,13 @@ from typing import Protocol
 
 from onefed.appliance import commands, container, description, ownership, units
 from onefed.appliance.description import Description, Runtime
+from onefed.appliance.failures import KnownFailureError
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import EARLY_DEATHS_MAX, Program
 from onefed.appliance.steps import Outcome, done, skipped, unchanged
 from onefed.appliance.units import Unit
 from onefed.checkpoint import files
 from onefed.context import Role
-from onefed.errors import ExitCode, OnefedError
 
 ENGINE_POLL_S = 1.0
 ENGINE_LIMIT_S = 60.0
@@ -45,10 +45,22 @@ LOGROTATE = """\
 """
 
 
-class EngineError(OnefedError):
-    """The container engine does not answer, or lacks an image."""
+class EngineError(KnownFailureError):
+    """The container engine does not answer."""
 
-    exit_code = ExitCode.BOOT
+    code = "docker_not_ready"
+
+
+class ImageError(KnownFailureError):
+    """The container engine lacks an image, and cannot get it."""
+
+    code = "image_missing"
+
+
+class UnitError(KnownFailureError):
+    """systemd did not do what it was told."""
+
+    code = "systemd_refused"
 
 
 class Platform(Protocol):
@@ -79,7 +91,7 @@ class Platform(Protocol):
         """Step SN-14a: a program beside ours runs.
 
         Raises:
-            EngineError: it cannot be started; no reason to fail a boot.
+            UnitError: it cannot be started; no reason to fail a boot.
         """
         ...
 
@@ -178,7 +190,7 @@ class Systemd:
         """Pull another version than the baked one; if that fails, the baked one runs.
 
         Raises:
-            EngineError: there is no image of either.
+            ImageError: there is no image of either.
         """
         if self.runtime is Runtime.PROCESS:
             return wanted
@@ -192,7 +204,7 @@ class Systemd:
         if baked and baked != wanted and self._has(baked):
             warn(f"{name} could not be pulled ({pulled.last_line}): Flower {baked} runs instead.")
             return baked
-        raise EngineError(
+        raise ImageError(
             f"The image {name} is neither here nor to be had: {pulled.last_line}",
             hint="Use an appliance image that carries this framework; no other one is tried.",
         )
@@ -288,7 +300,7 @@ class Systemd:
     def _must(self, *argv: str) -> None:
         ended = self.run(argv)
         if not ended.ok:
-            raise EngineError(
+            raise UnitError(
                 f"{' '.join(argv)} failed: {ended.last_line}",
                 hint=f"Look at: systemctl status {argv[-1]}",
             )

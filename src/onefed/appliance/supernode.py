@@ -9,28 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import discovery, drain, enrolment, gpu, machine, programs, units
+from onefed.appliance import discovery, drain, gpu_use, identity, machine, programs
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
 from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
-from onefed.telemetry import events
 from onefed.tls import material, node_keys, trust
 
-REGISTRATION_POLL_S = 0.3
-REGISTRATION_LIMIT_S = 120.0
-"""The coordinator looks for new keys every half second; it may be busy booting itself."""
-
-REGISTERED = "FL_NODE_REGISTERED"
-"""Attribute in which the coordinator puts the fingerprint of the key that it registered."""
-
 RUNNING_POLL_S = 0.2
+RUNNING_ANSWERS = 3
+"""In a row: a program that answers once and ends does not run."""
 RUNNING_LIMIT_S = 60.0
 """A container that is not running by then has failed, too."""
-
-REFUSED = "REFUSED"
-"""There, when the operator has revoked the node."""
 
 UNREADABLE_SHOWN_MAX = 5
 
@@ -42,12 +33,6 @@ class UnreadableDataError(OnefedError):
     """Files in the node's data folder cannot be opened."""
 
     exit_code = ExitCode.DATA
-
-
-class RegistrationError(OnefedError):
-    """The coordinator did not accept this node."""
-
-    exit_code = ExitCode.BOOT
 
 
 @dataclass
@@ -74,10 +59,6 @@ class SuperNode:
         if self.key is None:
             self.key = node_keys.ensure(self.edge.paths.node_key)
         return self.key
-
-    @property
-    def tls(self) -> bool:
-        return self.edge.facts["tls"] == "YES"
 
 
 def _source(node: SuperNode) -> Outcome:
@@ -158,57 +139,6 @@ def _trust(node: SuperNode) -> Outcome:
     return unchanged(detail) if _content(installed) == before else done(detail)
 
 
-def _identity(node: SuperNode) -> Outcome:
-    edge, key = node.edge, node.identity
-    if not node.tls:
-        return skipped("node keys need TLS")
-    if node.chosen.enrolment_token is not None:
-        return _enrol(node, node.chosen.enrolment_token, key)
-    if edge.gate is None:
-        return skipped(f"no OneGate: register on the coordinator {key.public_key.decode()}")
-    partition_id = _partition_id(edge.facts["node_config"])
-    # The key comes last: who reads it registers the node with the partition that is there by then.
-    wanted = {
-        **({} if partition_id is None else {"FL_PARTITION": partition_id}),
-        "FL_NODE_KEY": node_keys.encode_for_publication(key.public_key),
-    }
-    known = {**wanted, REGISTERED: key.fingerprint}
-    if edge.gate.vm().attributes.items() >= known.items():
-        return unchanged(f"key {key.fingerprint[:16]} is registered")
-    held = edge.gate.vm().attributes
-    for name, value in wanted.items():
-        if held.get(name) != value:
-            edge.gate.publish(name, value)
-    started = edge.clock()
-    while not _registered(edge.gate, key.fingerprint):
-        if edge.clock() - started > REGISTRATION_LIMIT_S:
-            raise RegistrationError(
-                "The coordinator did not register this node's key in "
-                f"{REGISTRATION_LIMIT_S:.0f} s.",
-                hint="The supervisor's log on the SuperLink's machine says why.",
-            )
-        edge.sleep(REGISTRATION_POLL_S)
-    return done(f"key {key.fingerprint[:16]} is registered")
-
-
-def _enrol(node: SuperNode, token: str, key: node_keys.NodeKey) -> Outcome:
-    """Show the token once; a key that was taken stays so, and the token is used up."""
-    edge = node.edge
-    if edge.facts.get("enrolled") == key.fingerprint:
-        return unchanged(f"key {key.fingerprint[:16]} was enrolled")
-    ca_certificate = edge.paths.certificates / material.CA_CERTIFICATE
-    enrolment.enrol(
-        edge.facts["endpoint"],
-        ca_certificate,
-        token,
-        key.public_key,
-        clock=edge.clock,
-        sleep=edge.sleep,
-    )
-    machine.save_facts(edge, enrolled=key.fingerprint)
-    return done(f"key {key.fingerprint[:16]} is enrolled")
-
-
 def _version(node: SuperNode) -> Outcome:
     edge = node.edge
     own = edge.platform.version(node.chosen.flower_version, edge.warn)
@@ -243,56 +173,20 @@ def all_programs(node: SuperNode, facts: Mapping[str, str]) -> tuple[Program, ..
         node_config=facts["node_config"],
         runtime_port=int(facts["runtime_port"]),
     )
-    more = _gpu_environment(node.chosen) if facts.get("gpus") else {}
+    more = gpu_use.environment(node.chosen) if facts.get("gpus") else {}
     return tuple(replace(each, environment={**each.environment, **more}) for each in made)
 
 
-def _gpu_environment(chosen: context.SuperNodeSettings) -> dict[str, str]:
-    """What apps read; ``all`` is no value of CUDA_VISIBLE_DEVICES."""
-    devices = chosen.cuda_visible_devices
-    return {
-        **({} if devices == "all" else {"CUDA_VISIBLE_DEVICES": devices}),
-        "FL_GPU_MEMORY_FRACTION": str(chosen.gpu_memory_fraction),
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-    }
+def _identity(node: SuperNode) -> Outcome:
+    return identity.ensure(node.edge, node.identity, node.chosen.enrolment_token)
 
 
 def _gpus(node: SuperNode) -> Outcome:
-    edge, chosen = node.edge, node.chosen
-    if not chosen.gpu_enabled:
-        machine.save_facts(edge, gpus="")
-        return skipped("FL_GPU_ENABLED is NO: training runs on the CPU")
-    found = gpu.detect(edge.driver)
-    if not found.gpus:
-        is_news = machine.save_facts(edge, gpus="")
-        edge.emit(events.GpuUnavailable("cpu"))
-        edge.warn(f"No GPU, {found.why_not}: training runs on the CPU. See: onefed gpu validate")
-        return (done if is_news else unchanged)(f"CPU: {found.why_not}")
-    absent = gpu.missing_devices(chosen.cuda_visible_devices, len(found.gpus))
-    if absent:
-        edge.warn(
-            f"FL_CUDA_VISIBLE_DEVICES names {', '.join(absent)}; this node has GPUs 0 to "
-            f"{len(found.gpus) - 1}."
-        )
-    for each in found.gpus:
-        edge.emit(events.GpuDetected(each.name, each.memory_mb, each.driver_version))
-    is_news = machine.save_facts(edge, gpus=chosen.cuda_visible_devices)
-    listed = ", ".join(f"{each.name} ({each.memory_mb} MB)" for each in found.gpus)
-    return (done if is_news else unchanged)(listed)
+    return gpu_use.detect(node.edge, node.chosen)
 
 
 def _gpu_metrics(node: SuperNode) -> Outcome:
-    edge = node.edge
-    if not node.chosen.dcgm_enabled:
-        return skipped("FL_DCGM_ENABLED is NO")
-    if not edge.facts.get("gpus"):
-        edge.warn("FL_DCGM_ENABLED is YES and training uses no GPU: there are no GPU metrics.")
-        return skipped("no GPU is used")
-    try:
-        return edge.platform.sidecar(units.dcgm(context.Role.SUPERNODE))
-    except OnefedError as error:
-        edge.warn(f"There are no GPU metrics. {error}")
-        return skipped(error.message)
+    return gpu_use.start_metrics(node.edge, node.chosen)
 
 
 def _unit(node: SuperNode) -> Outcome:
@@ -315,15 +209,18 @@ def _start(node: SuperNode) -> Outcome:
 
 def _running(node: SuperNode) -> Outcome:
     address = f"127.0.0.1:{node.edge.facts['runtime_port']}"
+    answers = machine.Steady(lambda: machine.healthy(address, None), RUNNING_ANSWERS)
     seconds = machine.wait_until(
         node.edge,
-        lambda: machine.healthy(address, None),
+        answers.look,
         program="supernode",
         poll_s=RUNNING_POLL_S,
         limit_s=RUNNING_LIMIT_S,
-        waiting_for=f"an answer to GET /health on {address}",
+        waiting_for=f"{RUNNING_ANSWERS} answers in a row to GET /health on {address}",
     )
-    return done(f"running after {seconds:.1f} s") if seconds else unchanged("running")
+    if answers.looks == RUNNING_ANSWERS:
+        return unchanged("running")
+    return done(f"running after {seconds:.1f} s")
 
 
 def _publish(node: SuperNode) -> Outcome:
@@ -440,26 +337,3 @@ def _waits(node: SuperNode) -> Iterator[float]:
     is_edge = values["FL_EDGE_BACKOFF"].is_set or values["FL_EDGE_MAX_BACKOFF"].is_set
     chosen = node.chosen
     return discovery.waits(chosen.edge_backoff if is_edge else None, chosen.edge_max_backoff_s)
-
-
-def _partition_id(node_config: str) -> str | None:
-    for pair in node_config.split():
-        key, _, value = pair.partition("=")
-        if key == "partition-id" and value.isdigit():
-            return value
-    return None
-
-
-def _registered(gate: onegate.OneGate, fingerprint: str) -> bool:
-    try:
-        said = gate.vm().attributes.get(REGISTERED)
-        if said == REFUSED:
-            raise RegistrationError(
-                "The coordinator's operator has revoked this node.",
-                hint="On the coordinator: onefed nodes replace takes its new key.",
-            )
-        return said == fingerprint
-    except onegate.NotAuthorizedError:
-        raise
-    except onegate.OneGateError:
-        return False

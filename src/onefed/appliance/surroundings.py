@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import machine, steps
+from onefed.appliance import steps
+from onefed.appliance.failures import KnownFailureError
 from onefed.appliance.paths import Paths
 from onefed.errors import ExitCode, OnefedError, StorageError
 from onefed.opennebula import onegate
@@ -28,13 +29,13 @@ ERROR_CODE: Mapping[ExitCode, str] = {
     ExitCode.DATA: "data_unreadable",
     ExitCode.STORAGE: "storage",
 }
-"""``FL_ERROR`` of a machine that failed; see ``error_code`` for the rest."""
+"""``FL_ERROR`` of a failure that is no ``KnownFailureError``."""
 
 
-class ProgramDiedError(OnefedError):
+class ProgramDiedError(KnownFailureError):
     """A program of the machine keeps dying."""
 
-    exit_code = ExitCode.BOOT
+    code = "program_died"
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,8 @@ def publish_failure(gate: onegate.OneGate | None, role: context.Role, error: One
 def error_code(error: OnefedError) -> str:
     """What ``FL_ERROR`` says of a failure."""
     cause = error.__cause__ if isinstance(error, steps.BootError) else error
-    if isinstance(cause, machine.UnhealthyError):
-        return "health_check_timeout"
-    if isinstance(cause, ProgramDiedError):
-        return "program_died"
+    if isinstance(cause, KnownFailureError):
+        return cause.code
     return ERROR_CODE.get(error.exit_code, "boot_failed")
 
 

@@ -143,7 +143,6 @@ def _farewell(role: Role, moment: str, python: str) -> Unit:
         Service=(
             "Type=oneshot",
             "RemainAfterExit=yes",
-            "ExecStart=/bin/true",
             f"ExecStop={python} -P -m onefed.appliance.leave {role} {moment}",
             f"TimeoutStopSec={FAREWELL_LIMIT_S}",
             *_EVERYWHERE,

@@ -325,7 +325,7 @@ def test_a_program_that_is_not_installed_fails_the_boot(create, programs) -> Non
     assert live(vm) == ExitCode.BOOT
     reason = vm.told(events.VmState)[-1].reason
     assert "superexec cannot be started" in reason
-    assert vm.attributes["FL_ERROR"] == "boot_failed"
+    assert vm.attributes["FL_ERROR"] == "program_not_started"
     assert vm.alive() == []
 
 

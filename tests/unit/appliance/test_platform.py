@@ -13,7 +13,7 @@ from onefed.appliance import commands, description, platform, units
 from onefed.appliance.commands import Done
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
-from onefed.appliance.platform import EngineError, Systemd
+from onefed.appliance.platform import EngineError, ImageError, Systemd, UnitError
 from onefed.appliance.steps import Status
 from onefed.context import Role
 
@@ -131,7 +131,7 @@ def test_a_framework_without_image_fails_the_boot_and_no_other_is_tried(
 ) -> None:
     has_only(machine)
     machine.answers["/usr/bin/docker pull"] = Done(1, "no route to host")
-    with pytest.raises(EngineError, match=r"flower-supernode-sklearn:1\.41\.0 is neither here"):
+    with pytest.raises(ImageError, match=r"flower-supernode-sklearn:1\.41\.0 is neither here"):
         systemd().version(WANTED, pytest.fail)
     assert not any("pytorch" in line for line in machine.asked)
 
@@ -190,7 +190,7 @@ def test_exit_codes_are_explained(systemd, machine, code: str, said: str) -> Non
 
 def test_a_command_of_systemd_that_fails_names_itself(programs_of, systemd, machine) -> None:
     machine.answers["systemctl daemon-reload"] = Done(1, "Access denied\n")
-    with pytest.raises(EngineError, match="daemon-reload failed: Access denied"):
+    with pytest.raises(UnitError, match="daemon-reload failed: Access denied"):
         systemd().units(programs_of(Role.SUPERNODE))
 
 
@@ -235,7 +235,7 @@ def test_a_sidecar_that_cannot_be_started_is_an_error_for_its_step_to_judge(
     systemd, machine
 ) -> None:
     machine.answers["systemctl enable"] = Done(1, "Unit docker.service not found.\n")
-    with pytest.raises(EngineError, match=r"docker\.service not found"):
+    with pytest.raises(UnitError, match=r"docker\.service not found"):
         systemd().sidecar(units.dcgm(Role.SUPERNODE))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from onefed.appliance import supernode
+from onefed.appliance import identity, supernode
 from onefed.appliance.steps import BootError, Status
 from onefed.errors import ExitCode
 from onefed.tls import material, node_keys
@@ -96,7 +96,7 @@ def test_nothing_says_ready_before_the_node_is_healthy(node, cloud, flower, time
 
     def look() -> None:
         seen.append({name for name, _ in cloud.published(node.vm)})
-        flower.healthy = len(seen) == 6
+        flower.healthy = len(seen) >= 6
 
     time.after_every_sleep(look)
     node.boot()
@@ -111,6 +111,21 @@ def test_an_unhealthy_node_fails_the_boot_and_is_never_ready(node, cloud, flower
         node.boot()
     assert caught.value.exit_code is ExitCode.BOOT
     assert not [name for name, _ in cloud.published(node.vm) if name.endswith("READY")]
+
+
+@pytest.mark.usefixtures("link", "supervisor")
+def test_a_node_that_answers_now_and_then_is_not_running(node, flower, time) -> None:
+    """Such as a program that is started again and again: each time it answers for a moment."""
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        flower.healthy = looks % 3 != 0
+
+    time.after_every_sleep(look)
+    with pytest.raises(BootError, match=r"SN-12 .* 3 answers in a row"):
+        node.boot()
 
 
 # --- again ---------------------------------------------------------------------------------------
@@ -459,7 +474,7 @@ def test_a_node_waits_until_its_key_is_registered(node, cloud, time) -> None:
     time.after_every_sleep(register)
     reports = node.boot()
     assert reports["SN-07c"].status is Status.DONE
-    assert time.slept == [supernode.REGISTRATION_POLL_S] * 10
+    assert time.slept == [identity.REGISTRATION_POLL_S] * 10
 
 
 @pytest.mark.usefixtures("link")
