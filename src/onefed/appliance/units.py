@@ -148,6 +148,7 @@ def _farewell(role: Role, moment: str, python: str) -> Unit:
             *_EVERYWHERE,
             *_WITHOUT_DEVICES,
             "PrivateUsers=yes",
+            "ProcSubset=pid",
             "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
         ),
     )

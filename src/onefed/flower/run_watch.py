@@ -109,6 +109,9 @@ class RunWatch:
         self._control = control
         self._emit = emit
         self._state = read_state(instructions.state_file)
+        self._inherited = self._state.submissions[-1] if self._state.status == "running" else 0
+        """The submission that ran when the process before this one ended; the machine may have been
+        told since that there are more rounds."""
         self._log = RunLog(instructions.run_log, control, emit)
 
     def look(self, nodes_online: int) -> bool:
@@ -286,7 +289,9 @@ class RunWatch:
                     self._resubmit("its ServerApp died", record)
             return
         reader.join(LOG_END_S)  # what the run told comes before its end
-        if status.sub_status == "completed":
+        if status.sub_status == "completed" and not stopping and self._wants_more(run_id):
+            self._resubmit("there are more rounds now", record)
+        elif status.sub_status == "completed":
             self._finish("stopped" if stopping else "completed", status.details)
         elif status.sub_status == "stopped" or stopping:
             self._finish("stopped", status.details)
@@ -294,6 +299,13 @@ class RunWatch:
             self._finish("failed", status.details.removeprefix(APP_EXCEPTION))
         else:
             self._resubmit(f"its ServerApp died ({status.details})", record)
+
+    def _wants_more(self, run_id: int) -> bool:
+        """Whether a submission of an earlier boot did all that it was told, and there is more."""
+        if run_id != self._inherited or not self._state.managed:
+            return False
+        told = {**self._told.run_config, **self._state.asked}
+        return self._committed() < int(told.get("num-server-rounds", 0))
 
     def _is_dead(self, status: adapter.RunStatus, *, seen: bool, alive: bool) -> bool:
         """Whether nobody works on a run of which Flower says that somebody does.

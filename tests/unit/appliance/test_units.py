@@ -23,6 +23,9 @@ PATHS = Paths(Path("/"))
 EXPOSURE_MAX = {Runtime.PROCESS: 1.3, Runtime.DOCKER: 1.8}
 """R12: of our programs, and of what drives Docker."""
 
+FAREWELL_EXPOSURE_MAX = 1.4
+"""Root, for the platform's token, and with a network: for a second, as the machine stops."""
+
 
 @pytest.fixture
 def made(programs_of: ProgramsOf) -> Callable[..., list[units.Unit]]:
@@ -141,4 +144,5 @@ def test_systemd_takes_the_units_and_calls_them_safe(
         said = analyze("security", "--offline=true", name).stdout
         exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
         assert exposure is not None, said
-        assert float(exposure[1]) <= EXPOSURE_MAX[runtime], name
+        most = FAREWELL_EXPOSURE_MAX if "-leave-" in name else EXPOSURE_MAX[runtime]
+        assert float(exposure[1]) <= most, name

@@ -540,12 +540,33 @@ class TestRun:
     def test_a_restart_finds_the_run_and_submits_no_second_one(self, with_app: Coordinator) -> None:
         with_app.running()
 
+        with_app.committed = lambda: 4
         again = with_app.boot()
         assert not again.step()
         with_app.server.run_ends(with_app.runs()[0].run_id, "completed")
 
         assert again.step()
         assert len(with_app.runs()) == 1
+
+    def test_a_run_that_completed_during_a_boot_that_wants_more_rounds_goes_on(
+        self, with_app: Coordinator
+    ) -> None:
+        """The power went between the last round and its notice, and the context was changed."""
+        with_app.running()
+        with_app.server.run_ends(with_app.runs()[0].run_id, "completed")
+        with_app.told = replace(
+            with_app.told, run_config={**with_app.told.run_config, "num-server-rounds": 6}
+        )
+        with_app.committed = lambda: 4
+
+        again = with_app.boot()
+        for _ in range(2):
+            assert not again.step()
+
+        first, second = with_app.runs()
+        assert second.override_config["num-server-rounds"] == 6
+        assert second.override_config["run"] == first.override_config["run"]
+        assert with_app.outcomes() == []
 
     def test_a_kill_right_after_the_submission_makes_no_second_run(
         self, with_app: Coordinator
