@@ -49,5 +49,3 @@ def test_a_machine_that_is_powered_off_says_that_it_left(federation: Federation)
     node.power_off()
     left = federation.attributes(node)
     assert (left["FL_NODE_READY"], left["FL_CLIENT_STATUS"]) == ("NO", "3")
-    federation.coordinator.power_off()
-    assert federation.attributes(federation.coordinator)["FL_READY"] == "NO"

@@ -96,8 +96,8 @@ Under systemd a unit starts a launcher with the name of a program, so no value o
 in a unit; systemd restarts it always, after {units.RESTART_S} s.
 Its description also holds digests of the files that it reads as it starts; so a program that \
 systemd had started before the boot wrote another context or certificate starts again.
-With `process`, a unit that is stopped, by `systemctl stop` or by a power-off, publishes what \
-`drain` does; one that crashed or is restarted does not. With `docker` only `drain` does.
+A machine that is stopped, by `systemctl stop` or by a power-off, publishes what `drain` does, by \
+units of their own; one that crashed or is restarted does not.
 Without systemd (runtime `process` only) `bootstrap` leaves a process behind that keeps the machine.
 
 ## OneGate
