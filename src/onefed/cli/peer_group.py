@@ -29,6 +29,7 @@ from onefed.telemetry.lines import Record
 NODES_MAX = 64
 NAME_DEFAULT = "peers"
 LEAVE_LIMIT_S = 60.0
+KEEPALIVE = ("FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT")
 LOOK_S = 0.2
 
 
@@ -123,7 +124,8 @@ def up(
     failure = _failure(failure_round, recovery_round, failure_nodes or [], names, rounds)
     holds = [] if failure is None else [failure.after_round + 1, failure.before_round]
     fab = peer_app.pack(app, use_case)
-    run_config = {**_settings(settings or [], fab), "strategy": strategy, "seed": seed}
+    keepalive, rest = _keepalive(settings or [])
+    run_config = {**_settings(rest, fab), "strategy": strategy, "seed": seed}
     aggregate.require_clients(peer_app.rule(fab, run_config), nodes)
     place = group(state.home(os.environ), name)
     if place.folder.exists():
@@ -139,6 +141,8 @@ def up(
         app=use_case if app is None else str(app),
         run_config=run_config,
         topology=topology.value,
+        keepalive_time_s=keepalive["FL_GRPC_KEEPALIVE_TIME"],
+        keepalive_timeout_s=keepalive["FL_GRPC_KEEPALIVE_TIMEOUT"],
         protocol="memory" if protocol is Protocol.MEMORY else "grpc",
         holds=tuple(each for each in holds if each is not None),
     )
@@ -252,6 +256,34 @@ def promise(nodes: int) -> str:
         return f"{nodes} nodes, all of them decide: none may fail while it trains."
     who = "any one of them" if spare == 1 else f"any {spare} of them"
     return f"{nodes} nodes, {majority} of them decide: training goes on without {who}."
+
+
+def _keepalive(items: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """What ``--set`` says of the nodes' connections in seconds, and the rest of it.
+
+    Raises:
+        PeerRequestError: it makes no sense.
+    """
+    given = {name: context.VARIABLES[name].default for name in KEEPALIVE}
+    rest = []
+    for item in items:
+        name, equals, text = item.partition("=")
+        if name in given and equals:
+            given[name] = text.strip()
+        else:
+            rest.append(item)
+    try:
+        read = {name: context.VARIABLES[name].parse(text) for name, text in given.items()}
+        seconds = {name: float(str(value)) for name, value in read.items()}
+    except ValueError as error:
+        raise PeerRequestError(f"{' and '.join(KEEPALIVE)}: {error}.") from error
+    idle, limit = (seconds[name] for name in KEEPALIVE)
+    if limit >= idle:
+        raise PeerRequestError(
+            f"{KEEPALIVE[1]}={limit:g} has to be less than {KEEPALIVE[0]}={idle:g}.",
+            hint="A connection would be given up before it is probed again.",
+        )
+    return seconds, rest
 
 
 def _settings(items: Sequence[str], fab: bytes) -> dict[str, context.ConfigValue]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import logging
 import signal
 import socket
@@ -50,11 +51,16 @@ async def _run(place: PeerGroup, name: str, address: str, nursery: socket.socket
         num_partitions=count,
     )
     app = peer_member.HeldApp(flower, spec.holds, outlives=False)
+    connect = functools.partial(
+        GrpcTransport,
+        keepalive_time_s=spec.keepalive_time_s,
+        keepalive_timeout_s=spec.keepalive_timeout_s,
+    )
     stop = stopping()
     steering = asyncio.ensure_future(_steer(app, stop))
     try:
         error = await peer_member.run(
-            place, name, address, flower, app, GrpcTransport, stop, asyncio.Event()
+            place, name, address, flower, app, connect, stop, asyncio.Event()
         )
     finally:
         steering.cancel()

@@ -49,6 +49,10 @@ class PeerSpec:
     """Rounds that no node begins to train before it is told so."""
     topology: str = "full"
     """Which nodes have a connection to each other (``peer.topology``)."""
+    keepalive_time_s: float = 60.0
+    """A connection that idles for so long is probed (FL_GRPC_KEEPALIVE_TIME)."""
+    keepalive_timeout_s: float = 20.0
+    """... and given up without an answer (FL_GRPC_KEEPALIVE_TIMEOUT)."""
     format: int = FORMAT
 
 

@@ -78,6 +78,8 @@ class GrpcTransport:
         self._keepalive = [
             ("grpc.keepalive_time_ms", int(keepalive_time_s * 1000)),
             ("grpc.keepalive_timeout_ms", int(keepalive_timeout_s * 1000)),
+            # gRPC waits for the answer to a probe as long as for that to any ping: 60 s by itself.
+            ("grpc.http2.ping_timeout_ms", int(keepalive_timeout_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]

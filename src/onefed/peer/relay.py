@@ -74,7 +74,9 @@ def routed(state: State) -> list[Action]:
             case Data() | Relay():
                 pass  # who wants it asks for it; who was a neighbour has the envelope from another
             case Want() as message:
-                hop = _next_hop(state, near, action.to)
+                # Not back to who waits for it here: that one has no other way.
+                waiting = state.asked.get(message.item, {}).keys()
+                hop = _next_hop(state, near - waiting or near, action.to)
                 if hop is not None:
                     out.append(Send(hop, message))
             case message:
@@ -125,7 +127,8 @@ def _next_hop(state: State, near: frozenset[NodeId], to: NodeId) -> NodeId | Non
     if to not in order:
         return min(near, default=None)
     silent = {node for node in near if not _is_up(state, node)}
-    for without in (silent, frozenset[NodeId]()):
+    unheard = {node for node in order if not state.is_live(node)}
+    for without in (unheard, silent, frozenset[NodeId]()):
         hops = topology.distances(state.settings.topology, order, to, {*without, state.me})
         reached = [(hops[node], node) for node in near - without if node in hops]
         if reached:

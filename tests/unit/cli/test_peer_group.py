@@ -100,3 +100,11 @@ def test_there_has_to_be_a_group(home: Path) -> None:
 )
 def test_a_group_says_what_it_withstands(nodes: int, said: str) -> None:
     assert said in peer_group.promise(nodes)
+
+
+@pytest.mark.parametrize("given", ["FL_GRPC_KEEPALIVE_TIME=soon", "FL_GRPC_KEEPALIVE_TIMEOUT=60"])
+def test_settings_of_connections_that_make_no_sense_are_refused(given: str, home: Path) -> None:
+    error = run("up", "--set", given)
+
+    assert given.partition("=")[0] in error.message
+    assert error.exit_code is ExitCode.CONFIG

@@ -26,6 +26,8 @@ from onefed.tls.member_identity import MemberIdentity
 LIMIT_S = 20.0
 ITEM = Slice(1, "node-0", "digest", 0, 1)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LONG_AGO = datetime(2010, 1, 1, tzinfo=UTC)
+"""A certificate of then has ended."""
 
 
 def free_address() -> str:
@@ -67,6 +69,7 @@ class Side:
     known: dict[NodeId, Contact] = field(default_factory=dict)
     ears: Ears = field(default_factory=Ears)
     transport: GrpcTransport | None = None
+    keepalive: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def contact(self) -> Contact:
@@ -76,7 +79,9 @@ class Side:
         return self.known
 
     async def start(self) -> None:
-        self.transport = GrpcTransport(self.name, self.identity, self.address, self.contacts)
+        self.transport = GrpcTransport(
+            self.name, self.identity, self.address, self.contacts, **self.keepalive
+        )
         await self.transport.start(self.ears)
 
     def talk(self, to: NodeId, content: bytes) -> None:
@@ -99,9 +104,10 @@ def side(folder: Path, name: NodeId, *, directory: str | None = None) -> Side:
 
 
 @asynccontextmanager
-async def two(folder: Path) -> AsyncIterator[tuple[Side, Side]]:
+async def two(folder: Path, **keepalive: float) -> AsyncIterator[tuple[Side, Side]]:
     sides = side(folder, "node-0"), side(folder, "node-1")
     for one, other in (sides, sides[::-1]):
+        one.keepalive = keepalive
         one.known[other.name] = other.contact
         await one.start()
     try:
@@ -109,6 +115,49 @@ async def two(folder: Path) -> AsyncIterator[tuple[Side, Side]]:
     finally:
         for each in sides:
             await each.stop()
+
+
+class Firewall:
+    """Passes connections on, until it has forgotten them: then it swallows what they say."""
+
+    def __init__(self, to: str) -> None:
+        self._host, _, port = to.rpartition(":")
+        self._port = int(port)
+        self._passes = True
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def forget(self) -> None:
+        self._passes = False
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _connected(self, here: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        there, on = await asyncio.open_connection(self._host, self._port)
+        self._writers += [back, on]
+        self._tasks += [
+            asyncio.create_task(self._pump(here, on)),
+            asyncio.create_task(self._pump(there, back)),
+        ]
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while content := await reader.read(65536):
+            if self._passes:
+                writer.write(content)
+                await writer.drain()
+        writer.close()
 
 
 async def until(reached: Callable[[], object]) -> None:
@@ -202,6 +251,40 @@ def test_another_certificate_in_the_name_of_a_member_is_a_stranger(tmp_path: Pat
             impostor = side(tmp_path, "node-1", directory="elsewhere").identity
             assert await said(impostor, one, TALK, [WORD]) == "UNAVAILABLE"
             assert one.ears.talk == []
+
+    asyncio.run(scenario())
+
+
+def test_a_certificate_that_has_ended_is_refused_although_it_is_pinned(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            ended = member_identity.ensure(tmp_path / "ended", "node-1", LONG_AGO)
+            one.known["node-1"] = Contact(other.address, ended.certificate)
+            assert await said(ended, one, TALK, [WORD]) == "UNAVAILABLE"
+            assert one.ears.talk == []
+
+            await other.stop()
+            other.identity = ended  # it listens with it, too
+            await other.start()
+            assert await said(one.identity, other, TALK, [WORD]) == "UNAVAILABLE"
+            assert other.ears.talk == []
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_has_died_in_silence_is_found_by_the_keepalive(tmp_path: Path) -> None:
+    """What a firewall that has forgotten a connection looks like: nothing comes."""
+
+    async def scenario() -> None:
+        async with two(tmp_path, keepalive_time_s=1.0, keepalive_timeout_s=1.0) as (one, other):
+            wall = Firewall(other.address)
+            one.known["node-1"] = Contact(await wall.start(), other.identity.certificate)
+            one.talk("node-1", WORD)
+            await until(lambda: other.ears.talk)
+            wall.forget()
+            await until(lambda: one.ears.lost)
+            assert one.ears.lost == ["node-1"]
+            await wall.stop()
 
     asyncio.run(scenario())
 

@@ -14,6 +14,7 @@ from onefed.sim.options import Aim, Kind, Options
 from onefed.sim.run import Outcome, run
 
 JOINER_ASKS_WHO_HAS_LEFT = 179563178302570
+TWO_ASK_EACH_OTHER = 3624
 OBSERVER_CONTRIBUTES_TO_EVERY_ROUND = 1073616
 """Seeds of the schedules that found it."""
 
@@ -31,6 +32,11 @@ def test_drawn_schedules_keep_the_promises(first: int) -> None:
 
 def test_a_joiner_finds_the_group_although_all_that_it_knew_have_left() -> None:
     assert report.one(JOINER_ASKS_WHO_HAS_LEFT).violation is None
+
+
+def test_who_waits_for_an_item_is_not_asked_for_it() -> None:
+    """In a ring with a member that is down, two neighbours asked each other for ever."""
+    assert report.one(TWO_ASK_EACH_OTHER).violation is None
 
 
 def test_the_bound_of_bytes_counts_an_observer_that_contributes() -> None:
