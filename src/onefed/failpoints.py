@@ -1,9 +1,10 @@
 """Named places in our programs at which a test holds one of them, and kills exactly there.
 
 A test names a folder in ``ONEFED_FAILPOINTS`` and puts an empty file into it, such as ``saving.2``:
-the point and a number, which says the how-manieth time. Who passes that point next renames the
-file to ``saving.2.hit``, writes its process id into it, and waits to be killed; when the file goes
-away it goes on. Without the variable a point is a call of a function that does nothing.
+the point and a number, which says the how-manieth time; ``saving`` alone is the next time. Who
+passes that point next renames the file to ``saving.2.hit``, writes its process id into it, and
+waits to be killed; when the file goes away it goes on. Without the variable a point is a call of a
+function that does nothing.
 
 Tests only: a machine refuses the variable (step 4 of its boot), and its programs get it where a
 local cloud passes on its own.
@@ -41,8 +42,8 @@ POINTS: Mapping[str, str] = {
     "submitted": "supervisor: Flower has the run; its id is not on disk (number: attempt)",
     "working": "ClientApp: it has its message and has not begun (number: message of that node)",
 }
-"""Every point: the program, and what has and has not happened there. The number is the round, where
-nothing else is said."""
+"""Every point of a federation: the program, and what has and has not happened there. The number is the
+round, where nothing else is said. Those of a peer group are in ``node.points``."""
 
 
 def from_environ(environ: Mapping[str, str]) -> Reach:
@@ -59,10 +60,14 @@ def nothing(_point: str, _number: int) -> None:
 
 def _hold(folder: Path, name: str) -> None:
     hit = folder / f"{name}.hit"
-    try:
-        (folder / name).rename(hit)
-    except OSError:
-        return  # nobody asked for this one, or another process took it
+    for asked in (name, name.partition(".")[0]):
+        try:
+            (folder / asked).rename(hit)
+            break
+        except OSError:
+            continue  # nobody asked for this one, or another process took it
+    else:
+        return
     hit.write_text(str(os.getpid()), encoding="ascii")
     limit = time.monotonic() + HOLD_S
     while hit.exists() and time.monotonic() < limit:

@@ -3,6 +3,7 @@
 * ``driver``: the node; one task, and what it does in which order
 * ``world``: what it is given, and what it shows of itself
 * ``work``: what it does beside that task
+* ``points``: named places at which a test holds it
 * ``inbox``: the events that wait for it
 * ``store``: its disk
 * ``content``: models as bytes, their ranges, and the rule on a range

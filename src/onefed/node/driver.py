@@ -26,6 +26,7 @@ from onefed.node.contact import Contact
 from onefed.node.content import Content
 from onefed.node.inbox import Inbox
 from onefed.node.items import Items
+from onefed.node.points import Points
 from onefed.node.store import Store
 from onefed.node.training import App
 from onefed.node.transport import Chunk, Transport
@@ -121,6 +122,7 @@ class Node:
         self._former: dict[NodeId, Contact] = {}
         """Of the roster before: who was taken off is told so."""
         self._member: Member | None = None
+        self._points = None if world.reach is None else Points(world.reach)
         self._store: Store | None = None
         self._transport: Transport | None = None
         self._machine: Machine | None = None
@@ -364,8 +366,15 @@ class Node:
 
     async def _step(self, event: Event) -> None:
         assert self._machine is not None
+        points = self._points
+        if points is not None:
+            await points.event(event)
         for action in self._machine.step(self._world.clock(), event):
+            if points is not None:
+                await points.before(action)
             await self._perform(action)
+            if points is not None:
+                await points.after(action)
 
     async def _perform(self, action: Action) -> None:
         match action:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from onefed import failpoints
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
 from onefed.node.contact import Contact
@@ -49,6 +50,8 @@ class World:
     emit: Callable[[events.Event], None]
     system: files.System = files.SYSTEM
     """The disk."""
+    reach: failpoints.Reach | None = None
+    """Called at every place of ``points``, for tests."""
 
 
 @dataclass(frozen=True, slots=True)

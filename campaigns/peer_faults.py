@@ -1,0 +1,156 @@
+"""Faults on real processes of a peer group: what happens, and how soon it goes on.
+
+``python -m campaigns.peer_faults`` runs a table of cells (kill -9 of each role at each stage of a
+round, pauses, disks, partitions, loss, clocks, nonsense); ``--soak`` draws faults from a seed for
+``--minutes``. Each line that is added to the results is one cell or one soak; what is there already
+for the same sources is not run again. ``--table`` writes the results to docs/peer-faults.md.
+Exit 1 where two models of a round were seen, a round was not the rule's, or a group did not go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from campaigns import results
+from campaigns.peers import cells, net, soak, table
+from campaigns.peers.group import BrokenError, StuckError
+
+PAGE = results.ROOT / "docs/peer-faults.md"
+LOAD = "load"
+
+
+class Results:
+    """The file in which they add up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.commit = results.commit()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def has(self, cell: str) -> bool:
+        """Whether that is there already, for the same sources."""
+        if self.commit.endswith("+"):
+            return False
+        return any(
+            line.get("cell") == cell and line["commit"] == self.commit and table.is_good(line)
+            for line in self.lines
+        )
+
+    def add(self, line: dict[str, Any]) -> None:
+        whole = {
+            **{key: round(x, 3) if isinstance(x, float) else x for key, x in line.items()},
+            LOAD: round(os.getloadavg()[0], 1),
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": self.commit,
+        }
+        self.lines.append(whole)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(whole) + "\n")
+
+
+def fill_table(found: Results, texts: list[str], ends_s: float) -> int:
+    """Run the cells that are left; how many went wrong."""
+    left = [
+        cell
+        for cell in cells.matrix()
+        if not found.has(cell.what) and all(text in cell.what for text in texts)
+    ]
+    bad = 0
+    for world, batch in groupby(left, key=lambda cell: cell.world):
+        absent = cells.missing(world)
+        if absent:
+            sys.stderr.write(f"{world}: left out on a machine {absent}\n")
+            bad += bool(os.environ.get("CI"))
+            continue
+        waiting = list(batch)
+        while waiting and time.monotonic() < ends_s:
+            for line in _run_together(world, waiting, ends_s):
+                waiting.pop(0)
+                found.add(line)
+                _tell(line)
+                bad += not table.is_good(line)
+    return bad
+
+
+def _run_together(world: str, waiting: list[cells.Cell], ends_s: float) -> list[dict[str, Any]]:
+    """Cells in one group, until one of them goes wrong."""
+    lines: list[dict[str, Any]] = []
+    try:
+        with cells.group_of(world) as group:
+            for cell in waiting:
+                if time.monotonic() > ends_s and lines:
+                    break
+                lines.append({"cell": cell.what, "equal": True, "outcome": "not ended"})
+                line = cell.run(group)
+                cells.settle(group)
+                lines[-1] |= {"outcome": "went on", **line}
+            rounds = group.require_reference()
+            for line in lines:
+                line["rounds"] = rounds
+    except StuckError as error:
+        _blame(lines, waiting, outcome=str(error))
+    except BrokenError as error:
+        _blame(lines, waiting, outcome=str(error), equal=False)
+    return lines
+
+
+def _blame(lines: list[dict[str, Any]], waiting: list[cells.Cell], **how: object) -> None:
+    if not lines:
+        lines.append({"cell": waiting[0].what, "equal": True})
+    lines[-1] |= how
+
+
+def _tell(line: dict[str, Any]) -> None:
+    verdict = "good" if table.is_good(line) else "BAD"
+    what = line.get("cell") or f"soak {line['soak']}"
+    sys.stderr.write(f"{verdict}: {what}: {line}\n")
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # processes are ended on the way
+    options = _options()
+    if options.table:
+        PAGE.write_text(table.page(Results(options.results).lines, cells_total=len(cells.matrix())))
+        return
+    net.enter("campaigns.peer_faults", sys.argv[1:])
+    found = Results(options.results)
+    if options.soak:
+        line = soak.run(options.seed, options.minutes * 60)
+        found.add(line)
+        _tell(line)
+        bad = int(not table.is_good(line))
+    else:
+        bad = fill_table(found, options.cells, time.monotonic() + options.minutes * 60)
+    sys.exit(1 if bad else 0)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m campaigns.peer_faults", description=__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=results.ROOT / "campaigns/results/peer_faults.jsonl"
+    )
+    parser.add_argument("--soak", action="store_true", help="faults by chance instead of the table")
+    parser.add_argument("--seed", type=int, default=0, help="of the soak")
+    parser.add_argument(
+        "--cells", nargs="*", default=[], metavar="TEXT", help="cells whose name has all of these"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="begin nothing new after so long"
+    )
+    parser.add_argument("--table", action="store_true", help=f"write {PAGE.name}")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

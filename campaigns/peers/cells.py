@@ -1,0 +1,456 @@
+"""The table of faults on real processes, and how each is carried out.
+
+Cells of one world (loopback, a network of namespaces, wall clocks that can be stepped) share a
+group, one after the other: each begins with all nodes level and ends so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from campaigns.peers import hostile, net
+from campaigns.peers.group import FAKETIME, Group
+from onefed.node.points import FOLLOWERS_ONLY, LEADERS_ONLY, POINTS
+
+NODES = 4
+PAUSE_S = 10.0
+PARTED_S = 6.0
+LOSS_PERCENT = 5
+LOSS_S = 20.0
+STEP_S = 3600
+HOSTILE_S = 6.0
+DISK_BYTES = 4 * 2**20
+MEMORY_GROWTH_MAX = 64 * 2**20
+"""Of a node that is sent nonsense."""
+UP_ROUNDS = 3
+"""Undisturbed rounds between two cells."""
+
+LOOPBACK, DISK, NETWORK, CLOCKS, HOSTILE = "loopback", "disk", "network", "clocks", "hostile"
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to try."""
+
+    world: str
+    what: str
+    """For people, and unique."""
+    run: Callable[[Group], Line]
+
+
+def matrix() -> list[Cell]:
+    """Every cell."""
+    cells = []
+    for point in POINTS:
+        for role, not_its in (("leader", FOLLOWERS_ONLY), ("follower", LEADERS_ONLY)):
+            if point not in not_its:
+                cells.append(Cell(LOOPBACK, f"kill -9 of the {role}: {point}", _kill(role, point)))
+    cells += [
+        Cell(LOOPBACK, f"kill -9 of all, one of them: {point}", _kill_all(point))
+        for point in ("trained", "accepted", "committed", "announced")
+    ]
+    cells.append(Cell(LOOPBACK, "kill -9 of two, one restarted after 4 s", _kill_two))
+    cells += [
+        Cell(LOOPBACK, f"SIGSTOP of the {role} for {PAUSE_S:.0f} s", _pause(role))
+        for role in ("leader", "follower")
+    ]
+    cells.append(Cell(LOOPBACK, "disk of a follower wiped", _wipe))
+    cells += [
+        Cell(DISK, f"disk of the {role} full", _disk_full(role)) for role in ("leader", "follower")
+    ]
+    cells += [
+        Cell(
+            NETWORK, "partition 3|1, the leader alone", _part(lambda g: [[g.leader], g.followers])
+        ),
+        Cell(
+            NETWORK,
+            "partition 3|1, a follower alone",
+            _part(lambda g: [g.followers[:1], [g.leader, *g.followers[1:]]]),
+        ),
+        Cell(
+            NETWORK,
+            "partition 2|2",
+            _part(lambda g: [[g.leader, g.followers[0]], g.followers[1:]], even=True),
+        ),
+        Cell(NETWORK, "one-way: the leader hears nobody", _deaf(lambda g: {g.leader: g.followers})),
+        Cell(
+            NETWORK,
+            "one-way: a follower hears nobody",
+            _deaf(lambda g: {g.followers[0]: [g.leader, *g.followers[1:]]}),
+        ),
+        Cell(
+            NETWORK,
+            "one-way: nobody hears the leader",
+            _deaf(lambda g: {name: [g.leader] for name in g.followers}),
+        ),
+        Cell(
+            NETWORK,
+            "one-way: a follower does not hear another",
+            _deaf(lambda g: {g.followers[0]: [g.followers[1]]}),
+        ),
+        Cell(NETWORK, f"loss of {LOSS_PERCENT} % for {LOSS_S:.0f} s", _loss),
+    ]
+    cells += [
+        Cell(CLOCKS, "clock of the leader an hour on", _step_clock(lambda g: [g.leader], STEP_S)),
+        Cell(CLOCKS, "clock of a follower an hour back", _step_clock(_a_follower, -STEP_S)),
+        Cell(CLOCKS, "clocks of all an hour on", _step_clock(lambda g: g.names, STEP_S)),
+    ]
+    cells += [
+        Cell(HOSTILE, f"a member that sends {kind} frames", _lie(kind)) for kind in hostile.KINDS
+    ]
+    return cells
+
+
+def missing(world: str) -> str | None:
+    """What keeps this machine from running the cells of a world; None: nothing."""
+    if world in (DISK, NETWORK):
+        return net.missing()
+    if world == CLOCKS and not FAKETIME.exists():
+        return "without libfaketime"
+    return None
+
+
+@contextmanager
+def group_of(world: str) -> Iterator[Group]:
+    """A group that trains, for the cells of a world."""
+    names = [f"node-{index}" for index in range(NODES)]
+    network = net.Network(names) if world == NETWORK else None
+    try:
+        with Group(
+            NODES,
+            network=network,
+            clocks=world == CLOCKS,
+            record=names[-1] if world == HOSTILE else None,
+        ) as group:
+            yield group
+    finally:
+        if network is not None:
+            network.close()
+
+
+def settle(group: Group) -> None:
+    """Wait until all are level and have trained a few rounds together."""
+    began = group.reached
+    group.wait_for(
+        "an undisturbed round of all",
+        lambda: (
+            group.reached >= began + UP_ROUNDS
+            and group.all_at(began + UP_ROUNDS)
+            and len(group.round(group.reached).contributors.split(",")) == len(group.living)
+        ),
+    )
+
+
+# --- kills ---------------------------------------------------------------------------------------
+
+
+def _who(group: Group, role: str) -> str:
+    return group.leader if role == "leader" else group.followers[0]
+
+
+def _next_round(group: Group, number: int) -> float:
+    return group.wait_for("a committed round", lambda: group.reached > number)
+
+
+def _come_back(group: Group, *names: str) -> float:
+    """Start nodes that were killed; seconds until all of them contribute."""
+    number = group.reached
+    for name in names:
+        group.release(name)
+        group.start(name)
+    return group.wait_for(
+        f"a contribution of {', '.join(names)}",
+        lambda: all(group.contributes_after(name, number) for name in names),
+    )
+
+
+def _hold(group: Group, victim: str, point: str) -> None:
+    group.hold(victim, point)
+    group.wait_for(f"{victim} to pass {point}", lambda: group.held(victim))
+
+
+def _kill(role: str, point: str) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        victim = _who(group, role)
+        _hold(group, victim, point)
+        number = group.reached
+        group.kill(victim)
+        gap_s = _next_round(group, number)
+        again_s = _come_back(group, victim)
+        return {"gap_s": gap_s, "again_s": again_s, "goal_s": 2.0}
+
+    return run
+
+
+def _kill_all(point: str) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        _hold(group, group.leader, point)
+        number = group.reached
+        group.kill(*group.living)
+        began_s = time.monotonic()
+        again_s = _come_back(group, *group.names)
+        return {"gap_s": group.first_at[number + 1] - began_s, "again_s": again_s}
+
+    return run
+
+
+def _kill_two(group: Group) -> Line:
+    victims = group.followers[:2]
+    group.kill(*victims)
+    group.watch(1.0)  # what was decided already is told
+    number = group.reached
+    group.watch(3.0)
+    without = group.reached - number
+    number = group.reached
+    group.release(victims[0])
+    group.start(victims[0])
+    gap_s = _next_round(group, number)
+    again_s = _come_back(group, victims[1])
+    return {
+        "gap_s": gap_s,
+        "again_s": again_s,
+        "said": f"{without} rounds without a majority",
+        "wrong": without > 0,
+    }
+
+
+def _pause(role: str) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        victim = _who(group, role)
+        group.signal(victim, signal.SIGSTOP)
+        began_s, number = time.monotonic(), group.reached
+        try:
+            gap_s = _next_round(group, number)
+            group.watch(began_s + PAUSE_S - time.monotonic())
+        finally:
+            group.signal(victim, signal.SIGCONT)
+        went_on = group.reached - number
+        again_s = _level(group, victim)
+        said = f"{went_on} rounds without it"
+        return {"gap_s": gap_s, "again_s": again_s, "said": said, "goal_s": 5.0}
+
+    return run
+
+
+def _level(group: Group, *names: str) -> float:
+    """Seconds until all nodes have what the first one has now, and some contribute again."""
+    number = group.reached
+    return group.wait_for(
+        "all to be level",
+        lambda: (
+            group.all_at(number) and all(group.contributes_after(name, number) for name in names)
+        ),
+    )
+
+
+# --- disks ---------------------------------------------------------------------------------------
+
+
+def _wipe(group: Group) -> Line:
+    victim = group.followers[0]
+    group.kill(victim)
+    number = group.reached
+    gap_s = _next_round(group, number)
+    shutil.rmtree(group.disk(victim))
+    newcomer = f"node-{len(group.names)}"
+    again_s = _come_back(group, newcomer)
+    group.names.remove(victim)
+    return {"gap_s": gap_s, "again_s": again_s, "said": f"it comes back as {newcomer}"}
+
+
+def _disk_full(role: str) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        victim = _who(group, role)
+        disk = group.disk(victim)
+        group.kill(victim)
+        kept = disk.with_name(f"{victim}.kept")
+        disk.rename(kept)
+        disk.mkdir()
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True
+        )
+        try:
+            shutil.copytree(kept, disk, dirs_exist_ok=True)
+            _come_back(group, victim)
+            if role == "leader":
+                _make_leader(group, victim)
+            number = group.reached
+            ballast = disk / "ballast"
+            _fill(ballast)
+            group.wait_for(f"the end of {victim}", lambda: group.exit_code(victim) is not None)
+            code = group.exit_code(victim)
+            gap_s = _next_round(group, max(number, group.reached))
+            ballast.unlink()
+            again_s = _come_back(group, victim)
+            group.kill(victim)
+            shutil.rmtree(kept)
+            shutil.copytree(disk, kept)
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+        disk.rmdir()
+        kept.rename(disk)
+        _come_back(group, victim)
+        said = f"it ends with exit code {code}"
+        return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": code == 0}
+
+    return run
+
+
+def _make_leader(group: Group, name: str) -> None:
+    """Kill leaders until it is one."""
+    while group.leader != name:
+        fallen = group.leader
+        group.kill(fallen)
+        group.wait_for("another leader", lambda fallen=fallen: group.leader != fallen)  # type: ignore[misc]
+        _come_back(group, fallen)
+
+
+def _fill(path: Any) -> None:
+    with path.open("wb", buffering=0) as stream:
+        size = 2**16
+        while size:
+            try:
+                stream.write(bytes(size))
+            except OSError:
+                size //= 2
+
+
+# --- network -------------------------------------------------------------------------------------
+
+
+def _part(
+    groups: Callable[[Group], list[list[str]]], *, even: bool = False
+) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        assert group.network is not None
+        parts = groups(group)
+        group.network.split(*parts)
+        began_s, number = time.monotonic(), group.reached
+        line: Line = {}
+        if not even:
+            line = {"gap_s": _next_round(group, number + 1), "goal_s": 5.0}
+        group.watch(began_s + PARTED_S - time.monotonic())
+        small = min(parts, key=len)
+        went_on = group.reached - number
+        behind = max(group.views[name].reached for name in small) - number
+        group.network.heal()
+        healed = group.reached
+        if even:
+            line = {"gap_s": _next_round(group, healed), "goal_s": 5.0}
+        line["again_s"] = _level(group, *group.names)
+        line["said"] = f"{went_on} rounds meanwhile, {behind} of them at the smaller side"
+        line["wrong"] = behind > 1 or (even and went_on > 1)  # one may have been decided before
+        return line
+
+    return run
+
+
+def _deaf(who: Callable[[Group], dict[str, list[str]]]) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        assert group.network is not None
+        for name, others in who(group).items():
+            group.network.deafen(name, others)
+        began_s, number = time.monotonic(), group.reached
+        gap_s = _next_round(group, number + 1)
+        group.watch(began_s + PARTED_S - time.monotonic())
+        went_on = group.reached - number
+        group.network.heal()
+        again_s = _level(group, *group.names)
+        said = f"{went_on} rounds meanwhile"
+        return {"gap_s": gap_s, "again_s": again_s, "said": said, "goal_s": 5.0}
+
+    return run
+
+
+def _loss(group: Group) -> Line:
+    assert group.network is not None
+    number, terms = group.reached, len(group.leaders)
+    group.network.lose(LOSS_PERCENT)
+    gap_s = _next_round(group, number)
+    group.watch(LOSS_S)
+    went_on, elections = group.reached - number, len(group.leaders) - terms
+    group.network.heal()
+    again_s = _level(group, *group.names)
+    said = f"{went_on} rounds meanwhile, {elections} elections"
+    return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": went_on < 2}
+
+
+# --- clocks and nonsense -------------------------------------------------------------------------
+
+
+def _a_follower(group: Group) -> list[str]:
+    return group.followers[:1]
+
+
+def _step_clock(who: Callable[[Group], Sequence[str]], seconds: int) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        victims, terms = list(who(group)), len(group.leaders)
+        number = group.reached
+        for name in victims:
+            group.step_clock(name, seconds)
+        gap_s = _next_round(group, number)
+        group.wait_for("ten rounds of all", lambda: group.all_at(number + 10))
+        elections = len(group.leaders) - terms
+        for name in victims:
+            group.step_clock(name, 0)
+        again_s = _level(group, *group.names)
+        return {
+            "gap_s": gap_s,
+            "again_s": again_s,
+            "said": f"{elections} elections",
+            "wrong": elections > 0,
+            "goal_s": 2.0,
+        }
+
+    return run
+
+
+def _lie(kind: str) -> Callable[[Group], Line]:
+    def run(group: Group) -> Line:
+        liar = group.names[-1]
+        group.kill(liar)
+        number = group.reached
+        gap_s = _next_round(group, number)
+        number, before = group.reached, group.memory_bytes()
+        refused = _refusals(group)
+        done = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "campaigns.peers.hostile", "--kind", kind),
+                *("--members", str(group.folder / "members")),
+                *("--identity", str(group.disk(liar) / "identity")),
+                *("--frames", str(group.frames(liar)), "--seconds", str(HOSTILE_S)),
+            ],
+            stdout=subprocess.PIPE,
+        )
+        try:
+            group.wait_for("the end of the nonsense", lambda: done.poll() is not None)
+        finally:
+            done.kill()
+        told = json.loads(done.communicate()[0])
+        went_on = group.reached - number
+        grown = max(after - before[name] for name, after in group.memory_bytes().items())
+        again_s = _come_back(group, liar)
+        said = (
+            f"{told['frames']} frames on {told['connections']} connections, "
+            f"{_refusals(group) - refused} refused; {went_on} rounds meanwhile; "
+            f"at most {max(grown, 0) / 2**20:.0f} MiB more memory"
+        )
+        wrong = went_on < 2 or grown > MEMORY_GROWTH_MAX or len(group.living) < NODES
+        return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": wrong}
+
+    return run
+
+
+def _refusals(group: Group) -> int:
+    return sum(view.notices.count("refused") for view in group.views.values())

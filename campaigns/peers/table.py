@@ -1,0 +1,117 @@
+"""The results of ``campaigns.peer_faults`` as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Line = Mapping[str, Any]
+
+HEAD = """# Faults on real processes of a peer group
+
+Written by `python -m campaigns.peer_faults --table`.
+A cell is one fault to a group of four nodes that trains: processes of their own, gRPC with mutual TLS and disks as in production; the app takes 40 ms and the model has 20,000 parameters, so that what is seen is the protocol.
+A node is held at the named point (`onefed.node.points`), so the fault falls exactly there.
+Network faults are made with nftables in a network namespace for each node, clocks are stepped with libfaketime, disks are small tmpfs.
+
+* *Next*: seconds from the fault to the next committed round; from the healing of an even split.
+* *Again*: seconds from the end of the fault until all nodes are level and the victim contributes; after a kill this is nearly all the start of a process.
+* *Equal*: no node ever told of another model of a round, and every round of the group is what the rule makes of its contributors, computed anew.
+
+A cell is good when the group went on by itself, all models are equal, and what must not happen did not (a round of a minority, an election for a clock's sake, memory for nonsense).
+"""
+
+BUGS = """## Bugs found, by what
+
+| Found by | What was wrong |
+|---|---|
+"""
+
+
+def is_good(line: Line) -> bool:
+    """Whether a cell or a soak went as it must."""
+    return line["outcome"] == "went on" and line["equal"] and not line.get("wrong", False)
+
+
+def page(lines: Sequence[Line], *, cells_total: int) -> str:
+    """The page, with the newest result of each cell and of each soak."""
+    found = {line["cell"]: line for line in lines if "cell" in line}
+    soaks = [line for line in lines if "soak" in line]
+    parts = [HEAD]
+    if found:
+        good = sum(is_good(line) for line in found.values())
+        parts.append(
+            f"## Cells\n\nOf the table's {cells_total} cells {len(found)} were run, and {good} are "
+            f"good.\n{_goals(list(found.values()))}\n"
+        )
+        rows = [_row(line) for line in found.values()]
+        head = "| Fault | Next, s | Again, s | Equal | Seen | |\n|---|---|---|---|---|---|"
+        parts.append("\n".join([head, *rows]) + "\n")
+    if soaks:
+        rows = [_soak_row(line) for line in soaks]
+        head = (
+            "| Seed | Minutes | Faults | Rounds | Median, worst gap, s | Memory, MiB | Descriptors "
+            "| Equal | |\n|---|---|---|---|---|---|---|---|---|"
+        )
+        parts.append("## Soak\n\n" + "\n".join([head, *rows]) + "\n")
+    parts.append(BUGS)
+    sources = sorted({line["commit"] for line in (*found.values(), *soaks)})
+    parts.append(f"Sources: {', '.join(sources)}.\n")
+    return "\n".join(parts)
+
+
+def _goals(lines: Sequence[Line]) -> str:
+    said = []
+    for what, goal_s in (("killed or with another clock", 2.0), ("silent or cut off", 5.0)):
+        theirs = [line for line in lines if line.get("goal_s") == goal_s and "gap_s" in line]
+        if theirs:
+            within = sum(line["gap_s"] <= goal_s for line in theirs)
+            worst = max(line["gap_s"] for line in theirs)
+            said.append(
+                f"Nodes {what}: the next round within {goal_s:g} s in {within} of {len(theirs)} "
+                f"cells, {worst:.1f} s at worst."
+            )
+    loads = sorted(line["load"] for line in lines)
+    said.append(
+        f"Two cores that other work kept busy (load {loads[0]} to {loads[-1]}): times are upper "
+        "bounds."
+    )
+    return "\n".join(said)
+
+
+def _row(line: Line) -> str:
+    said = line.get("said", "") if line["outcome"] == "went on" else line["outcome"]
+    cells = (
+        *(line["cell"], _seconds(line, "gap_s"), _seconds(line, "again_s")),
+        *(_yes(line["equal"]), said, _verdict(line)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _soak_row(line: Line) -> str:
+    faults = ", ".join(f"{count} {name}" for name, count in line["faults"].items())
+    memory = [line.get(key, 0) / 2**20 for key in ("memory_before", "memory_after")]
+    descriptors = [line.get(key, 0) for key in ("descriptors_before", "descriptors_after")]
+    cells = (
+        *(str(line["soak"]), f"{line['seconds'] / 60:.0f}"),
+        *(f"{sum(line['faults'].values())}: {faults}".replace("_", " "), str(line["rounds"])),
+        f"{_seconds(line, 'gap_median_s')}, {_seconds(line, 'gap_max_s')}",
+        f"{memory[0]:.0f}, then {memory[1]:.0f}",
+        f"{descriptors[0]}, then {descriptors[1]}",
+        *(_yes(line["equal"]), _verdict(line)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _seconds(line: Line, key: str) -> str:
+    return f"{line[key]:.2f}" if key in line else ""
+
+
+def _verdict(line: Line) -> str:
+    if is_good(line):
+        return "good"
+    return f"**bad**: {line['outcome']}" if "soak" in line else "**bad**"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
