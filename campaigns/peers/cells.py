@@ -34,7 +34,8 @@ MEMORY_GROWTH_MAX = 64 * 2**20
 UP_ROUNDS = 3
 """Undisturbed rounds between two cells."""
 
-LOOPBACK, DISK, NETWORK, CLOCKS, HOSTILE = "loopback", "disk", "network", "clocks", "hostile"
+WORLDS = ("kills", "pauses", "disks", "network", "clocks", "nonsense")
+KILLS, PAUSES, DISKS, NETWORK, CLOCKS, NONSENSE = WORLDS
 
 Line = dict[str, Any]
 
@@ -55,19 +56,18 @@ def matrix() -> list[Cell]:
     for point in POINTS:
         for role, not_its in (("leader", FOLLOWERS_ONLY), ("follower", LEADERS_ONLY)):
             if point not in not_its:
-                cells.append(Cell(LOOPBACK, f"kill -9 of the {role}: {point}", _kill(role, point)))
+                cells.append(Cell(KILLS, f"kill -9 of the {role}: {point}", _kill(role, point)))
     cells += [
-        Cell(LOOPBACK, f"kill -9 of all, one of them: {point}", _kill_all(point))
+        Cell(KILLS, f"kill -9 of all, one of them: {point}", _kill_all(point))
         for point in ("trained", "accepted", "committed", "announced")
     ]
-    cells.append(Cell(LOOPBACK, "kill -9 of two, one restarted after 4 s", _kill_two))
+    cells.append(Cell(KILLS, "kill -9 of two, one restarted after 4 s", _kill_two))
     cells += [
-        Cell(LOOPBACK, f"SIGSTOP of the {role} for {PAUSE_S:.0f} s", _pause(role))
+        Cell(PAUSES, f"SIGSTOP of the {role} for {PAUSE_S:.0f} s", _pause(role))
         for role in ("leader", "follower")
     ]
-    cells.append(Cell(LOOPBACK, "disk of a follower wiped", _wipe))
     cells += [
-        Cell(DISK, f"disk of the {role} full", _disk_full(role)) for role in ("leader", "follower")
+        Cell(DISKS, f"disk of the {role} full", _disk_full(role)) for role in ("leader", "follower")
     ]
     cells += [
         Cell(
@@ -107,14 +107,14 @@ def matrix() -> list[Cell]:
         Cell(CLOCKS, "clocks of all an hour on", _step_clock(lambda g: g.names, STEP_S)),
     ]
     cells += [
-        Cell(HOSTILE, f"a member that sends {kind} frames", _lie(kind)) for kind in hostile.KINDS
+        Cell(NONSENSE, f"a member that sends {kind} frames", _lie(kind)) for kind in hostile.KINDS
     ]
     return cells
 
 
 def missing(world: str) -> str | None:
     """What keeps this machine from running the cells of a world; None: nothing."""
-    if world in (DISK, NETWORK):
+    if world in (DISKS, NETWORK):
         return net.missing()
     if world == CLOCKS and not FAKETIME.exists():
         return "without libfaketime"
@@ -131,7 +131,7 @@ def group_of(world: str) -> Iterator[Group]:
             NODES,
             network=network,
             clocks=world == CLOCKS,
-            record=names[-1] if world == HOSTILE else None,
+            record=names[-1] if world == NONSENSE else None,
         ) as group:
             yield group
     finally:

@@ -33,11 +33,14 @@ def missing() -> str | None:
 
 def enter(module: str, arguments: Sequence[str]) -> None:
     """Become the same program in namespaces of its own, if that is possible and not done yet."""
-    if os.environ.get(INSIDE) or missing():
+    if os.environ.get(INSIDE):
+        _run("ip", "link", "set", "lo", "up")
+        return
+    if missing():
         return
     os.environ[INSIDE] = "1"
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    os.execvp(command[0], [*command, sys.executable, "-m", module, *arguments])
+    os.execvp(command[0], [*command, sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell is wanted
 
 
 class Network:

@@ -118,7 +118,7 @@ async def be_a_node(options: argparse.Namespace) -> int:
     own = node.member
     files.write_json(members / own.node, {"node": own.node, "contact": own.contact})
     founders = set(options.founders)
-    while not founders <= set(files.names_in(members)):
+    while not founders <= set(files.names_in(members)):  # noqa: ASYNC110 - a folder has no event
         await asyncio.sleep(LOOK_S)
     _follow(node, members, only=founders)
     await node.set_start_learning(options.rounds, founds=name in founders)

@@ -7,19 +7,28 @@ from typing import Any
 
 Line = Mapping[str, Any]
 
-HEAD = """# Faults on real processes of a peer group
-
-Written by `python -m campaigns.peer_faults --table`.
-A cell is one fault to a group of four nodes that trains: processes of their own, gRPC with mutual TLS and disks as in production; the app takes 40 ms and the model has 20,000 parameters, so that what is seen is the protocol.
-A node is held at the named point (`onefed.node.points`), so the fault falls exactly there.
-Network faults are made with nftables in a network namespace for each node, clocks are stepped with libfaketime, disks are small tmpfs.
-
-* *Next*: seconds from the fault to the next committed round; from the healing of an even split.
-* *Again*: seconds from the end of the fault until all nodes are level and the victim contributes; after a kill this is nearly all the start of a process.
-* *Equal*: no node ever told of another model of a round, and every round of the group is what the rule makes of its contributors, computed anew.
-
-A cell is good when the group went on by itself, all models are equal, and what must not happen did not (a round of a minority, an election for a clock's sake, memory for nonsense).
-"""
+HEAD = "\n".join(
+    (
+        "# Faults on real processes of a peer group\n",
+        "Written by `python -m campaigns.peer_faults --table`.",
+        "A cell is one fault to a group of four nodes that trains: processes of their own, gRPC "
+        "with mutual TLS and disks as in production; the app takes 40 ms and the model has 20,000 "
+        "parameters, so that what is seen is the protocol.",
+        "A node is held at the named point (`onefed.node.points`), so the fault falls exactly "
+        "there.",
+        "Network faults are made with nftables in a network namespace for each node, clocks are "
+        "stepped with libfaketime, disks that fill up are small tmpfs.\n",
+        "* *Next*: seconds from the fault to the next committed round; of an even split, from its "
+        "healing.",
+        "* *Again*: seconds from the end of the fault until all nodes are level and the victim "
+        "contributes; after a kill this is nearly all the start of a process.",
+        "* *Equal*: no two nodes ever told of different models of a round, and every round of the "
+        "group is what the rule makes of its contributors, computed anew.\n",
+        "A cell is good when the group went on by itself, all models are equal, and what must not "
+        "happen did not: a round of a minority, an election for a clock's sake, memory for "
+        "nonsense.\n",
+    )
+)
 
 BUGS = """## Bugs found, by what
 

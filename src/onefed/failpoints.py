@@ -42,8 +42,8 @@ POINTS: Mapping[str, str] = {
     "submitted": "supervisor: Flower has the run; its id is not on disk (number: attempt)",
     "working": "ClientApp: it has its message and has not begun (number: message of that node)",
 }
-"""Every point of a federation: the program, and what has and has not happened there. The number is the
-round, where nothing else is said. Those of a peer group are in ``node.points``."""
+"""Every point of a federation: the program, and what has and has not happened there. The number is
+the round, where nothing else is said. Those of a peer group are in ``node.points``."""
 
 
 def from_environ(environ: Mapping[str, str]) -> Reach:

@@ -76,7 +76,7 @@ class Content:
     def pack(self, state: Arrays, model: Arrays) -> bytes:
         """State and model as the bytes that are sent and stored."""
         return b"".join(
-            bytes(arrays.raw_bytes(source[key]))
+            arrays.raw_bytes(source[key])
             for like, source in ((self._like, model), (self._state_like, state))
             for key in like
         )
@@ -92,7 +92,11 @@ class Content:
     def root(self, content: bytes) -> Digest:
         """Digest of model and state."""
         state, model = self.unpack(content)
-        return arrays.digest(model | {f"{STATE_PREFIX}{key}": each for key, each in state.items()})
+        return arrays.digest(model | {_state_key(key): each for key, each in state.items()})
+
+    def model_sha256(self, root: Digest, content: bytes) -> Digest:
+        """Digest of the model alone: the root, under a rule without a state."""
+        return root if not self._state_like else arrays.digest(self.model(content))
 
     def model(self, content: bytes) -> Arrays:
         """The model alone."""
@@ -116,7 +120,7 @@ class Content:
     def part(self, update: Arrays, index: int, count: int) -> bytes:
         """One of ``count`` nearly equal ranges of an update."""
         return b"".join(
-            bytes(arrays.raw_bytes(update[each.key].reshape(-1)[each.start : each.stop]))
+            arrays.raw_bytes(update[each.key].reshape(-1)[each.start : each.stop])
             for each in self._ranges(index, count)
         )
 
@@ -152,7 +156,7 @@ class Content:
             return b""
         after, result = self._rule.step(memory, before, updates, round_number)
         return b"".join(
-            bytes(arrays.raw_bytes(source[key]))
+            arrays.raw_bytes(source[key])
             for order, source in ((before, result), (memory, after))
             for key in order
         )
@@ -160,21 +164,22 @@ class Content:
     def join(self, shards: Sequence[bytes]) -> bytes:
         """Shards in their order as one content."""
         count = len(shards)
-        model = {key: bytearray() for key in self._like}
-        state = {key: bytearray() for key in self._state_like}
+        pieces: dict[str, list[memoryview]] = {
+            key: [] for key in (*self._like, *map(_state_key, self._state_like))
+        }
         for index, shard in enumerate(shards):
             if len(shard) != self.shard_bytes(index, count):
                 raise ContentError(f"Shard {index} of {count} has {len(shard)} bytes.")
-            used = 0
-            for target, like, ranges in (
-                (model, self._like, self._ranges(index, count)),
-                (state, self._state_like, self._state_ranges(index, count)),
+            view, used = memoryview(shard), 0
+            for name, like, ranges in (
+                (str, self._like, self._ranges(index, count)),
+                (_state_key, self._state_like, self._state_ranges(index, count)),
             ):
                 for each in ranges:
                     size = (each.stop - each.start) * like[each.key].dtype.itemsize
-                    target[each.key] += shard[used : used + size]
+                    pieces[name(each.key)].append(view[used : used + size])
                     used += size
-        return b"".join((*model.values(), *state.values()))
+        return b"".join(piece for key in pieces for piece in pieces[key])
 
     def _ranges(self, index: int, count: int) -> list[_Range]:
         first = index * self._elements // count
@@ -206,6 +211,10 @@ def client_key(node: NodeId) -> str:
     """
     digits = node.rpartition("-")[2]
     return digits if digits.isascii() and digits.isdigit() else node
+
+
+def _state_key(key: str) -> str:
+    return f"{STATE_PREFIX}{key}"
 
 
 def _read(content: bytes, offset: int, like: Arrays) -> tuple[Arrays, int]:

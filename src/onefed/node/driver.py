@@ -445,8 +445,7 @@ class Node:
 
     async def _install(self, entry: Entry) -> None:
         content = await self._job.model(entry.root)
-        model = self._content.model(content)
-        model_sha256 = await asyncio.to_thread(arrays.digest, model)
+        model_sha256 = await asyncio.to_thread(self._content.model_sha256, entry.root, content)
         round_number, private = self._job.left_private
         if private is not None and round_number == entry.round_number:
             self._job.private = private

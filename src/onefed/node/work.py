@@ -135,19 +135,20 @@ class Work:
         if len(parts) < len(action.shards):
             return
         try:
-            root, size_bytes = await asyncio.to_thread(self._join, parts)
+            root, content = await asyncio.to_thread(self._join, parts)
         except ContentError as error:
             self._world.emit(
                 events.PeerNotice("refused", f"a result does not fit: {error.message}")
             )
             return
-        self._put(Assembled(action.plan, root, size_bytes))
+        self._base = (root, content)  # it will be installed, and trained on
+        self._put(Assembled(action.plan, root, len(content)))
 
-    def _join(self, parts: list[bytes]) -> tuple[str, int]:
+    def _join(self, parts: list[bytes]) -> tuple[Digest, bytes]:
         content = self._content.join(parts)
         root = self._content.root(content)
         self._store.write_model(root, content)
-        return root, len(content)
+        return root, content
 
     def require_digest(self, item: Slice, content: bytes) -> None:
         found = arrays.digest(self._content.update(content))
