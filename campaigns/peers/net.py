@@ -31,8 +31,12 @@ def missing() -> str | None:
     return f"without {', '.join(absent)}" if absent else None
 
 
-def enter(module: str, arguments: Sequence[str]) -> None:
-    """Become the same program in namespaces of its own, if that is possible and not done yet."""
+def enter(*program: str) -> None:
+    """Become ``program``, ourselves, in namespaces of its own, if that is possible and not done.
+
+    Args:
+        program: what Python runs.
+    """
     if os.environ.get(INSIDE):
         _run("ip", "link", "set", "lo", "up")
         return
@@ -40,7 +44,7 @@ def enter(module: str, arguments: Sequence[str]) -> None:
         return
     os.environ[INSIDE] = "1"
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    os.execvp(command[0], [*command, sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell is wanted
+    os.execvp(command[0], [*command, sys.executable, *program])  # noqa: S606 - no shell is wanted
 
 
 class Network:

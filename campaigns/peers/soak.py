@@ -10,14 +10,13 @@ from __future__ import annotations
 import random
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from campaigns.peers import cells, net
-from campaigns.peers.group import FAKETIME, BrokenError, Group, StuckError
+from campaigns.peers.group import BrokenError, Group, StuckError
 from onefed.node.points import FOLLOWERS_ONLY, LEADERS_ONLY, POINTS
 
 GAP_MAX_S = 30.0
@@ -95,16 +94,11 @@ def run(seed: int, seconds: float) -> dict[str, Any]:
     """A line of results."""
     chance = random.Random(seed)
     kinds: list[Fault] = [kill, kill_at_a_point, kill_at_a_point, pause, kill_all, kill_two]
-    reason = net.missing()
-    if reason is None:
-        kinds += [part, part, deafen, lose]
-    else:
-        sys.stderr.write(f"soak: no network faults on a machine {reason}\n")
-    clocks = FAKETIME.exists()
-    if clocks:
-        kinds.append(step_clock)
+    networked = cells.missing(cells.NETWORK) is None
+    clocks = cells.missing(cells.CLOCKS) is None
+    kinds += [part, part, deafen, lose] * networked + [step_clock] * clocks
     names = [f"node-{index}" for index in range(cells.NODES)]
-    network = net.Network(names) if reason is None else None
+    network = net.Network(names) if networked else None
     done: Counter[str] = Counter()
     gaps: list[float] = []
     line: dict[str, Any] = {"soak": seed, "equal": True, "outcome": "went on"}

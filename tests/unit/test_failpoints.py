@@ -46,6 +46,18 @@ def test_who_passes_is_held_until_it_is_let_go_and_only_once(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_point_without_a_number_is_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failpoints, "HOLD_S", 0.0)
+    (tmp_path / "saved").touch()
+    reach = failpoints.from_environ({failpoints.VARIABLE: str(tmp_path)})
+    reach("saving", 6)
+    reach("saved", 7)
+    reach("saved", 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.7.hit"]
+
+
 def test_nothing_is_held_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failpoints, "HOLD_S", 0.0)
     (tmp_path / "saved.7").touch()

@@ -19,6 +19,7 @@ import numpy as np
 from onefed import aggregate
 from onefed.arrays import Arrays
 from onefed.checkpoint import files
+from onefed.failpoints import Reach
 from onefed.node import Node, Pace, World
 from onefed.node.content import client_key
 from onefed.node.memory_transport import MemoryNetwork, MemoryTransport
@@ -103,6 +104,9 @@ class Group:
     pace: Pace = PACE
     disks: dict[str, files.System] = field(default_factory=dict)
     """Of nodes whose disk is a special one."""
+    pace: Pace = PACE
+    reached: dict[str, Reach] = field(default_factory=dict)
+    """What nodes call at the places of ``node.points``."""
 
     def make(self, name: str) -> Node:
         """A node on its folder, for the first time or again."""
@@ -115,6 +119,7 @@ class Group:
             jitter=Random(f"{name} {starts}").random,
             emit=self.told[name].append,
             system=self.disks.get(name, files.SYSTEM),
+            reach=self.reached.get(name),
         )
         node = self.nodes[name] = Node(
             self.apps[name],
