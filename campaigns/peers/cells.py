@@ -69,6 +69,7 @@ def matrix() -> list[Cell]:
     cells += [
         Cell(DISKS, f"disk of the {role} full", _disk_full(role)) for role in ("leader", "follower")
     ]
+    cells.append(Cell(DISKS, "disk of a follower wiped", _wipe))
     cells += [
         Cell(
             NETWORK, "partition 3|1, the leader alone", _part(lambda g: [[g.leader], g.followers])
@@ -285,12 +286,11 @@ def _disk_full(role: str) -> Callable[[Group], Line]:
             _come_back(group, victim)
             if role == "leader":
                 _make_leader(group, victim)
-            number = group.reached
             ballast = disk / "ballast"
             _fill(ballast)
             group.wait_for(f"the end of {victim}", lambda: group.exit_code(victim) is not None)
             code = group.exit_code(victim)
-            gap_s = _next_round(group, max(number, group.reached))
+            gap_s = _next_round(group, group.reached)
             ballast.unlink()
             again_s = _come_back(group, victim)
             group.kill(victim)

@@ -25,6 +25,10 @@ READY_TIMES_MAX = 32
 """Past ready times from which the straggler deadline is made."""
 STAR_EVERY = 3
 """Every third attempt goes through the leader alone: it hears a majority, whoever hears whom."""
+STAR_ROUNDS = 32
+"""So many rounds do so after an attempt of live nodes that did not get on: some of them cannot
+reach each other, and a link that is cut without a word would cost every round ``stall_s``."""
+NO_PROGRESS = "no progress"
 
 
 def start(state: State) -> None:
@@ -67,6 +71,7 @@ def next_round(state: State) -> None:
     lead = _lead(state)
     lead.adopt = None
     lead.tries = 0
+    lead.stars = max(lead.stars - 1, 0)
     lead.owners = ()
     lead.ready_s.clear()
     lead.round_started_s = state.now_s
@@ -176,6 +181,8 @@ def advance(state: State) -> None:
             election.set_timer(state, 0.0)
             return
         state.notice("attempt_failed", f"round {state.proposal.round_number}: {failure}")
+        if failure == NO_PROGRESS:
+            lead.stars = 0 if state.proposal.owners == (state.me,) else STAR_ROUNDS
         state.proposal = None
     _propose(state, lead)
 
@@ -238,7 +245,7 @@ def _failure(state: State, lead: Lead, proposal: Proposal) -> str | None:
     if progress != lead.progress:
         lead.progress, lead.progress_at_s = progress, state.now_s
     if state.now_s - lead.progress_at_s > state.settings.stall_s:
-        return "no progress"
+        return NO_PROGRESS
     return None
 
 
@@ -340,7 +347,7 @@ def _owners(state: State, lead: Lead, contributors: tuple[Contribution, ...]) ->
     if state.settings.whole_updates:
         return ()
     nodes = [each.node for each in contributors]
-    if lead.tries % STAR_EVERY == 0 or _cut_off(state, lead, nodes):
+    if lead.tries % STAR_EVERY == 0 or lead.stars or _cut_off(state, lead, nodes):
         return (state.me,)
     if lead.owners:
         heirs = itertools.cycle(nodes)

@@ -57,6 +57,8 @@ class Lead:
     """Of past rounds, newest last."""
     owners: tuple[NodeId, ...] = ()
     """Of the last attempt at this round that was no star."""
+    stars: int = 0
+    """So many rounds still go through the leader alone."""
     progress: int = 0
     progress_at_s: float = 0.0
     fail_at_s: float = NEVER
