@@ -4,6 +4,7 @@
 * ``crashes``: what a power cut may leave, under a stated model
 * ``workloads``: what is done on those disks, and what must be found afterwards
 * ``power_cut``, ``kth_call``, ``mutations``, ``store_machine``: the campaigns
+* ``peer_faults``: faults on real processes of a peer group, a table and by chance (``peers``)
 * ``schedules``: the peer protocol in the simulator
 * ``hostile``: files made to harm, one by one
 * ``bad_clients``: malformed replies (``malformed``) and attacks (``attacks``), under our loop and

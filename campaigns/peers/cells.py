@@ -141,7 +141,8 @@ def group_of(world: str) -> Iterator[Group]:
 
 
 def settle(group: Group) -> None:
-    """Wait until all are level and have trained a few rounds together."""
+    """Wait until all are level and have trained a few rounds together; nobody has died."""
+    group.require_nobody_died()
     began = group.reached
     group.wait_for(
         "an undisturbed round of all",
@@ -446,7 +447,7 @@ def _lie(kind: str) -> Callable[[Group], Line]:
             f"{_refusals(group) - refused} refused; {went_on} rounds meanwhile; "
             f"at most {max(grown, 0) / 2**20:.0f} MiB more memory"
         )
-        wrong = went_on < 2 or grown > MEMORY_GROWTH_MAX or len(group.living) < NODES
+        wrong = went_on < 2 or grown > MEMORY_GROWTH_MAX
         return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": wrong}
 
     return run

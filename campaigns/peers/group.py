@@ -85,6 +85,8 @@ class Group:
         """When a round was first seen at any node, monotonic seconds."""
         self.leaders: dict[int, str] = {}
         """By term."""
+        self.killed: set[str] = set()
+        """Who does not run because we have ended it."""
         self._clocks = clocks
         self._record = record
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -98,6 +100,22 @@ class Group:
         self.wait_for("the first rounds", lambda: self.all_at(2))
         return self
 
+    def require_nobody_died(self) -> None:
+        """Every node that was not killed lives.
+
+        Raises:
+            BrokenError: one has ended by itself.
+        """
+        for name in self.names:
+            code = self.exit_code(name)
+            if code is not None and name not in self.killed:
+                why = "; ".join(self.views[name].errors[-1:]) or self._last_words(name)
+                raise BrokenError(f"{name} ended by itself with exit code {code}: {why}")
+
+    def _last_words(self, name: str) -> str:
+        lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
+        return " / ".join(lines[-3:])
+
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
             process.kill()
@@ -110,6 +128,7 @@ class Group:
 
     def start(self, name: str) -> None:
         """Start a node, for the first time or again."""
+        self.killed.discard(name)
         if name not in self.names:
             self.names.append(name)
             self._addresses[name] = self._free(1)[0]
@@ -130,7 +149,7 @@ class Group:
             environment |= {
                 "LD_PRELOAD": str(FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(self.folder / f"{name}.clock"),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
                 "DONT_FAKE_MONOTONIC": "1",
             }
@@ -142,6 +161,7 @@ class Group:
 
     def kill(self, *names: str) -> None:
         """Kill -9, all at once."""
+        self.killed |= set(names)
         for name in names:
             self._processes[name].kill()
         for name in names:

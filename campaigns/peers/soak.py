@@ -140,6 +140,7 @@ def _go_on(group: Group) -> float:
     gap_s = group.wait_for("a committed round", lambda: group.reached > number, GAP_MAX_S)
     number = group.reached
     group.wait_for("all to be level", lambda: group.all_at(number, group.names))
+    group.require_nobody_died()
     return gap_s
 
 
