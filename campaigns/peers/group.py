@@ -176,7 +176,7 @@ class Group:
 
     def release(self, name: str) -> None:
         """Let a node go on, and hold it nowhere."""
-        for path in self.points(name).iterdir():
+        for path in self.points(name).glob("*"):  # none of one that has not begun
             path.unlink(missing_ok=True)
 
     def held(self, name: str) -> bool:

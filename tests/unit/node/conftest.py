@@ -104,7 +104,6 @@ class Group:
     pace: Pace = PACE
     disks: dict[str, files.System] = field(default_factory=dict)
     """Of nodes whose disk is a special one."""
-    pace: Pace = PACE
     reached: dict[str, Reach] = field(default_factory=dict)
     """What nodes call at the places of ``node.points``."""
 
