@@ -48,8 +48,8 @@ EXPLAINED = {
     "a member that sends truncated frames": "**not explained**: one of the nodes that were sent "
     "them had ended by itself; its last words were not kept, which they are now. It was not seen "
     "again in one more run",
-    "a member that sends replayed frames": "the consequence of the one before: with that node gone, "
-    "the kill of the next cell left two of four",
+    "a member that sends replayed frames": "the consequence of the one before: with that node "
+    "gone, the kill of this cell left two of four",
 }
 """Of cells that went wrong in an earlier run: what is known about it."""
 
