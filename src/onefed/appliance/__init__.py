@@ -5,6 +5,8 @@ steps        a boot step as data; applying a list of them, with status on disk a
 superlink    the coordinator's steps (docs/boot.md)
 supernode    a node's steps (docs/boot.md)
 discovery    finding the SuperLink through OneGate; which partition a node trains
+identity     a node's key: published and registered, or enrolled by a token
+gpu_use      which GPUs a node trains on, and their metrics
 partitions   which part of the data a node trains: claims that survive older nodes
 programs     the command line and environment of each program of a machine
 gateway      nginx in front of the SuperLink: its configuration, made and checked
