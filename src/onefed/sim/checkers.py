@@ -85,10 +85,11 @@ class Checkers:
         known = self.committed.get(number)
         doubtful = self.doubtful.get(number)
         if doubtful is not None and _value(doubtful) == _value(entry):
-            if known is None:
-                self.committed[number] = known = entry  # it was not lost after all
-            if known is entry or node in self.gone:
+            if node in self.gone:
                 return  # among themselves, those who were called gone know it
+            if known is None:
+                self.committed[number] = entry  # it was not lost after all
+                return
         if known is not None:
             if _value(known) != _value(entry):
                 self._break(
