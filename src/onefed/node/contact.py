@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from onefed.errors import ExitCode, OnefedError
@@ -19,6 +20,34 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 """Of a member: it becomes a folder's name and a host name in a certificate."""
 
 ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}:[0-9]{1,5}")
+
+
+_AGAIN = re.compile(r"r[1-9][0-9]{0,3}-(.+)")
+
+
+def family(name: str) -> str:
+    """What a member and those that came in its place have in common: ``r1-node-0`` is node-0 again.
+
+    A member that lost its disk has forgotten its votes, so it comes back under another name.
+    """
+    while match := _AGAIN.fullmatch(name):
+        name = match[1]
+    return name
+
+
+def predecessors(name: str) -> tuple[str, ...]:
+    """Names under which a member was here before it lost its disk, and lost it again."""
+    match = re.fullmatch(r"r([1-9][0-9]{0,3})-(.+)", name)
+    if match is None:
+        return ()
+    first = family(name)
+    return (first, *(f"r{number}-{first}" for number in range(1, int(match[1]))))
+
+
+def successor(name: str, taken: Collection[str]) -> str:
+    """The next free name of a member that comes back without its disk."""
+    first = family(name)
+    return next(new for n in range(1, 10_000) if (new := f"r{n}-{first}") not in taken)
 
 
 class ContactError(OnefedError):

@@ -22,10 +22,15 @@ from onefed import aggregate, arrays
 from onefed.checkpoint.files import DamagedError
 from onefed.errors import OnefedError, StorageError
 from onefed.node import codec, contact
+from onefed.node.checkpoints.folder import Folder
+from onefed.node.communication import Communication
 from onefed.node.contact import Contact
 from onefed.node.content import Content
 from onefed.node.inbox import Inbox
 from onefed.node.items import Items
+from onefed.node.knobs import Knobs
+from onefed.node.learner import Learner
+from onefed.node.members import Members
 from onefed.node.points import Points
 from onefed.node.store import Store
 from onefed.node.training import App
@@ -33,7 +38,9 @@ from onefed.node.transport import Chunk, Transport
 from onefed.node.work import Work
 from onefed.node.world import ContributionsError, EstrangedError, NodeError, NodeState, World
 from onefed.peer.interface import (
+    AcceptedRecord,
     Action,
+    Adjusted,
     Append,
     Assemble,
     CommittedRecord,
@@ -46,10 +53,12 @@ from onefed.peer.interface import (
     LeaveAsked,
     Lost,
     Notice,
+    Pack,
     Progressed,
     Received,
     Reduce,
     Release,
+    Restore,
     Send,
     Started,
     Tick,
@@ -65,8 +74,8 @@ from onefed.peer.messages import (
     Join,
     Member,
     NodeId,
+    Parcel,
     Relay,
-    Roster,
     Slice,
     Want,
 )
@@ -96,6 +105,8 @@ class Node:
         world: World,
         pace: Pace | None = None,
         votes: bool = True,
+        checkpoints: Path | None = None,
+        kept_rounds: int | None = None,
     ) -> None:
         """Make a node.
 
@@ -104,6 +115,8 @@ class Node:
             address: ``host:port`` at which the others reach it.
             experiment: the same at all members; nodes of another one are not talked to.
             votes: False: it contributes and gets every model, and has no vote.
+            checkpoints: the root of its checkpoints; None: ``checkpoints`` in ``data``.
+            kept_rounds: of its own checkpoints, the newest so many rounds; None: all.
         """
         self._app = app
         self._data = data
@@ -114,13 +127,22 @@ class Node:
         self._world = world
         self._pace = pace or Pace()
         self._votes = votes
+        self.settings = Knobs.of(self._pace)
+        """Of this node; may be changed while it runs."""
+        self._tuned = self.settings.values()
+        self._checkpoints = Folder(
+            checkpoints or data / "checkpoints",
+            experiment,
+            name,
+            kept_rounds=kept_rounds,
+            warn=lambda text: world.emit(events.Notice("WARNING", text)),
+            system=world.system,
+        )
+        self._learner: Learner | None = None
         self._content = Content(app.initial_model(), rule)
         self._items = Items(self._content)
         self._inbox = Inbox()
-        self._listed: dict[NodeId, Contact] = {}
-        self._roster: dict[NodeId, Contact] = {}
-        self._former: dict[NodeId, Contact] = {}
-        """Of the roster before: who was taken off is told so."""
+        self._members = Members(name)
         self._member: Member | None = None
         self._points = None if world.reach is None else Points(world.reach)
         self._store: Store | None = None
@@ -164,30 +186,47 @@ class Node:
             self._world,
             self._inbox.put_own,
         )
+        self._learner = Learner(
+            self._name,
+            self._app,
+            self._content,
+            self._store,
+            self._work,
+            self._world,
+            self._checkpoints,
+            lambda: self.state,
+            lambda: {"neighbours": self._neighbours(), "settings": asdict(self.settings)},
+            self._inbox.put_own,
+        )
+        self._work.trained = lambda *made: self._begin(self.learner.trained, *made)
         identity = member_identity.ensure(self._data / "identity", self._name, self._world.now())
         own = Contact(self._address, identity.certificate)
         self._member = own.member(self._name)
         self._transport = self._world.make_transport(
-            self._name, identity, self._address, self._contacts
+            self._name, identity, self._address, self._members.contacts
         )
         await self._transport.start(self)
 
     def connect(self, member: Member) -> None:
         """Let another member in: its certificate is pinned as it is given here."""
-        if member.node != self._name:
-            self._listed[member.node] = contact.of(member)
+        self._members.list(member)
 
     def forget(self, name: NodeId) -> None:
         """Let a member in no more, once it is on no roster: the operator has struck it out."""
-        self._listed.pop(name, None)
+        self._members.strike(name)
 
     @property
     def listed(self) -> frozenset[NodeId]:
         """Whom ``connect`` has let in, on the roster or not."""
-        return frozenset(self._listed)
+        return frozenset(self._members.listed)
 
     async def set_start_learning(
-        self, rounds: int, epochs: int | None = None, *, founds: bool = True
+        self,
+        rounds: int,
+        epochs: int | None = None,
+        *,
+        founds: bool = True,
+        restores: tuple[NodeId, ...] = (),
     ) -> None:
         """Train so many rounds with all members that are connected, or go on doing so.
 
@@ -195,6 +234,9 @@ class Node:
             rounds: of the whole run.
             epochs: passes over the node's data a round; None: as the app is configured.
             founds: whether this node is on the first roster; False: it joins one that learns.
+            restores: names under which it was here before it lost its disk: what others have kept
+                of them is fetched before it trains. A node of a successor's name (``r1-NAME``)
+                looks for its predecessors by itself.
 
         Raises:
             JournalError: the journal in the folder cannot be trusted.
@@ -214,11 +256,17 @@ class Node:
                 f"{self._rule.name} needs {needed} members; there are {len(saved.commit.roster)}.",
                 hint="Have more members, or choose another rule.",
             )
-        self._learn_roster(saved.commit.roster)
+        self._members.learn(saved.commit.roster)
         with contextlib.suppress(DamagedError):
             kept = store.read_private()
             if kept is not None and kept[0] <= saved.commit.round_number:
                 self._job.private = kept[1]
+        before = restores or contact.predecessors(self._name)
+        looks = before if self._job.private is None and not saved.commit.round_number else ()
+        every = self.settings.general.REMOTE_CHECKPOINT_INTERVAL
+        saved = await asyncio.to_thread(self.learner.with_parcels, saved, every)
+        if not looks:
+            self.learner.restored(done=False)
         settings = Settings(
             member=self.member,
             experiment=self._experiment,
@@ -229,9 +277,11 @@ class Node:
             min_contributors=needed,
             whole_roster=not self._rule.SUPPORTS_PARTIAL_AGGREGATION,
             give_up_s=self._pace.straggler_cap_s,
+            restores=looks,
             **asdict(self._pace),
         )
         self._machine = Machine(settings, saved, jitter=self._world.jitter)
+        self._inbox.put_own(self._adjusted())
         self._round_started_s = self._world.clock()
         self._says = "training"
         self._loop = asyncio.get_running_loop().create_task(self._guarded(self._run))
@@ -247,6 +297,19 @@ class Node:
         histories from here on. It is refused where a leader is heard, or one of them.
         """
         self._inbox.put_own(EvictAsked(tuple(nodes)))
+
+    @property
+    def learner(self) -> Learner:
+        """Its model and what its app keeps for itself; known once it has started."""
+        assert self._learner is not None, "start comes first"
+        return self._learner
+
+    @property
+    def communication_protocol(self) -> Communication:
+        """Its connections, for ``rejoin``."""
+        return Communication(
+            self._name, self._neighbours, self.learner.was_restored, self.set_start_learning
+        )
 
     @property
     def state(self) -> NodeState:
@@ -266,6 +329,8 @@ class Node:
             model_sha256=self._model_sha256,
             voters=() if machine is None else machine.voters,
             roster=() if machine is None else machine.roster,
+            experiment=self._experiment,
+            epochs=None if self._work is None else self._work.epochs,
         )
 
     async def model(self) -> arrays.Arrays:
@@ -301,21 +366,20 @@ class Node:
     # What the transport calls
 
     async def on_talk(self, sender: NodeId, content: bytes) -> None:
-        self._require_member(sender)
+        self._members.require(sender)
         message = codec.decode(content)
         if isinstance(message, Data):
             raise codec.CodecError("An item without its bytes.")
-        said = message
+        said = message.message if isinstance(message, Relay) else message
         if isinstance(message, Relay):
-            self._require_member(message.origin, over=True)
-            said = message.message
+            self._members.require(message.origin, over=True)
         if isinstance(said, Join):
-            self._require_listed(said.member)
+            self._members.require_listed(said.member)
         if self._machine is not None:
             await self._inbox.put(Received(sender, message))
 
     async def on_chunk(self, sender: NodeId, chunk: Chunk) -> None:
-        self._require_member(sender)
+        self._members.require(sender)
         if self._machine is None:
             return
         came = self._items.arrive(sender, chunk)
@@ -333,6 +397,9 @@ class Node:
                     await asyncio.to_thread(self._disk.write_model, root, came)
                 except StorageError as error:
                     self._fail(error)
+                    return
+            case Parcel() as parcel:
+                if not await self.learner.take(sender, parcel, came):
                     return
             case item:
                 if isinstance(item, Slice) and item.count == 1:
@@ -359,6 +426,8 @@ class Node:
         while True:
             wait_s = machine.due_s - clock()
             event = None if wait_s <= 0 else await self._inbox.get(wait_s)
+            if self.settings.values() != self._tuned:
+                await self._step(self._adjusted())
             if event is not None:
                 await self._step(event)
             elif machine.due_s <= clock():
@@ -379,11 +448,13 @@ class Node:
     async def _perform(self, action: Action) -> None:
         match action:
             case Append(record, sync):
+                if isinstance(record, AcceptedRecord):
+                    self._begin(self.learner.accepted, record.entry)
                 self._disk.append(record)
                 if sync or self._disk.is_long:
                     await asyncio.to_thread(self._disk.sync)
                 if isinstance(record, CommittedRecord):
-                    self._learn_roster(record.entry.roster)
+                    self._members.learn(record.entry.roster)
             case Send(to, Data(item)):
                 self._send_item(to, item)
             case Send(to, message):
@@ -401,6 +472,10 @@ class Node:
                 self._begin(self._job.assemble, action)
             case Install(entry):
                 await self._install(entry)
+            case Pack():
+                self._begin(self.learner.pack, action)
+            case Restore(parcel):
+                await self.learner.restore_parcel(parcel)
             case Release(round_number):
                 self._items.release(round_number)
             case Drop(item):
@@ -410,22 +485,13 @@ class Node:
             case Notice(kind, detail):
                 if kind == "no_quorum":
                     self._says = "no quorum"
+                if kind == "not_restored":
+                    self.learner.restored(done=False)
                 self._notice(kind, detail)
                 if kind == "estranged":
-                    raise EstrangedError(
-                        f"The group has gone on without {self._name}, by its operator's decision, "
-                        f"from before what this node has: {detail}.",
-                        hint="Keep the folder for its models. To train on with the group, join it "
-                        "under another name.",
-                    )
+                    raise EstrangedError.of(self._name, detail)
             case Fail(reason):
-                self._fail(
-                    ContributionsError(
-                        reason,
-                        hint="Start the group again once those nodes train, or choose a rule that "
-                        "needs fewer updates.",
-                    )
-                )
+                self._fail(ContributionsError.of(reason))
             case _:
                 assert_never(action)
 
@@ -433,6 +499,9 @@ class Node:
         assert self._transport is not None
         if isinstance(item, Blob):
             self._begin(self._send_model, to, item)
+            return
+        if isinstance(item, Parcel):
+            self._begin(self.learner.send, to, item, self._transport)
             return
         content = self._items.get(item)
         assert content is not None, "the machine sends what is here"
@@ -451,6 +520,7 @@ class Node:
             self._job.private = private
             await asyncio.to_thread(self._disk.write_private, round_number, private)
         self._round_number, self._root = entry.round_number, entry.root
+        self.learner.model = self._content.model(content)
         self._model_sha256 = model_sha256
         now_s = self._world.clock()
         if entry.round_number:
@@ -464,11 +534,21 @@ class Node:
                 )
             )
         self._round_started_s = now_s
+        if entry.round_number:
+            self._begin(self.learner.finished, entry, self.learner.model)
         if entry.round_number >= self._rounds_total:
             self._says = "finished"
             self._ended.set()
 
     # Helpers
+
+    def _adjusted(self) -> Adjusted:
+        self._tuned = self.settings.values()
+        return self.settings.event(self._pace)
+
+    def _neighbours(self) -> Mapping[NodeId, str]:
+        lost = frozenset() if self._machine is None else self._machine.lost
+        return self._members.conditions(lost)
 
     @property
     def _disk(self) -> Store:
@@ -482,31 +562,12 @@ class Node:
 
     def _first(self, *, founds: bool) -> tuple[Entry, bytes]:
         """What all begin with."""
-        members = [each.member(node) for node, each in self._listed.items()]
+        members = [each.member(node) for node, each in self._members.listed.items()]
         members += [self.member] if founds else []
         roster = tuple(sorted(members, key=lambda member: member.node))
         model = self._content.first()
         root = self._content.root(model)
         return Entry(0, root, len(model), Ballot(0, 0), roster, (), ()), model
-
-    def _contacts(self) -> Mapping[NodeId, Contact]:
-        """Who may connect now. What is committed counts before what the operator has listed."""
-        return {**self._former, **self._listed, **self._roster}
-
-    def _learn_roster(self, roster: Roster) -> None:
-        self._former = self._roster
-        self._roster = {each.node: contact.of(each) for each in roster if each.node != self._name}
-
-    def _require_member(self, sender: NodeId, *, over: bool = False) -> None:
-        """Whatever the transport has let in; what comes over another member may be our own."""
-        if sender not in self._contacts() and not (over and sender == self._name):
-            raise codec.CodecError("It is no member.")
-
-    def _require_listed(self, member: Member) -> None:
-        """Only whom the operator has listed, and as he did, may come onto the roster."""
-        known = {**self._listed, **self._roster}.get(member.node)  # who was taken off is not
-        if known is None or known.member(member.node) != member:
-            raise codec.CodecError(f"{member.node} is not listed like that.")
 
     def _notice(self, kind: str, detail: str) -> None:
         self._world.emit(events.PeerNotice(kind, detail))

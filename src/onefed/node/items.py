@@ -11,10 +11,13 @@ from onefed.arrays import Arrays
 from onefed.node.codec import CodecError
 from onefed.node.content import Content
 from onefed.node.transport import Chunk
-from onefed.peer.messages import Blob, Digest, Item, NodeId, Shard, Slice
+from onefed.peer.messages import Blob, Digest, Item, NodeId, Parcel, Shard, Slice
 
 HELD_MODELS_MAX = 66
 """Bytes of items in memory, in models: the whole updates of 64 members, and two results."""
+
+PARCEL_BYTES_MAX = 2**28
+"""What an app may keep for itself that others are to keep, too; and the head of a checkpoint."""
 
 SHARDS_MAX = 4096
 """Ranges that a model may be cut into."""
@@ -126,6 +129,8 @@ class Items:
                 fits = size == self._content.part_bytes(index, count)
             case Shard():
                 fits = size <= self._content.model_bytes
+            case Parcel():
+                fits = size <= self._content.model_bytes + PARCEL_BYTES_MAX
         if not fits:
             raise CodecError(f"{chunk.item} cannot have {size} bytes.")
         return True

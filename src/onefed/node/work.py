@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from onefed import aggregate, arrays
@@ -51,6 +52,8 @@ class Work:
         """What the app left after the last round that was committed."""
         self.left_private: tuple[int, bytes | None] = (0, None)
         """Round, and what the app left after training it: kept once that is committed."""
+        self.trained: Callable[[Task, Digest, Trained], None] = lambda *_: None
+        """Told of every update that the app has made, with the model that it is made from."""
         self._name = name
         self._app = app
         self._content = content
@@ -99,6 +102,7 @@ class Work:
             digest = await asyncio.to_thread(arrays.digest, update)
             self._items.updates[digest] = Update(task.round_number, update)
             self.left_private = (task.round_number, trained.private)
+            self.trained(task, action.base, replace(trained, model=update))
             made = Contribution(self._name, trained.examples, digest, arrays.nbytes(update))
             self._put(TrainedEvent(task.round_number, action.base, made))
             return

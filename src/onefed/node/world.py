@@ -29,11 +29,30 @@ class NodeError(OnefedError):
 class EstrangedError(OnefedError):
     """The operator has let others go on, and this node has gone on by itself."""
 
+    @classmethod
+    def of(cls, name: NodeId, detail: str) -> EstrangedError:
+        """Of a node, and where the histories part."""
+        return cls(
+            f"The group has gone on without {name}, by its operator's decision, from before what "
+            f"this node has: {detail}.",
+            hint="Keep the folder for its models. To train on with the group, join it under "
+            "another name.",
+        )
+
 
 class ContributionsError(NodeError):
     """A round did not get the updates that its rule needs, so the run has failed."""
 
     exit_code = ExitCode.FAILED
+
+    @classmethod
+    def of(cls, reason: str) -> ContributionsError:
+        """As the leader has told it."""
+        return cls(
+            reason,
+            hint="Start the group again once those nodes train, or choose a rule that needs fewer "
+            "updates.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +91,5 @@ class NodeState:
     """Who decides on the next round."""
     roster: tuple[NodeId, ...]
     """Voters by the newest commit: those that the operator has called gone among them."""
+    experiment: str = ""
+    epochs: int | None = None

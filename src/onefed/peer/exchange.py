@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onefed.peer import relay, repair
+from onefed.peer import relay, repair, stash
 from onefed.peer.interface import (
     AcceptedRecord,
     Append,
@@ -28,6 +28,7 @@ from onefed.peer.messages import (
     Entry,
     Item,
     NodeId,
+    Parcel,
     Plan,
     Proposal,
     Shard,
@@ -78,6 +79,8 @@ def on_data(state: State, sender: NodeId, message: Data) -> None:
         case Blob(root):
             state.models.setdefault(root, state.commit.round_number)
             repair.install(state)
+        case Parcel():
+            stash.on_data(state, sender, item)
         case Slice() if len(state.slices) < SLICES_MAX and _is_next(state, item):
             state.slices.add(item)
         case Shard() if len(state.shards) < SHARDS_MAX and _is_next(state, item):

@@ -5,9 +5,10 @@ The driver carries out actions in their order. Its duties:
 1. ``Append`` with ``sync``: that record and all before it are on disk before any later action.
 2. ``Assemble``: the bytes are on disk, under their name, before ``Assembled`` is handed in.
 3. ``Data`` received: the bytes are kept under the item before the message is handed in; those of a
-   ``Blob`` hash to its root and are on disk. ``Data`` to send: the bytes go along, cut and paced as
-   the wire likes.
-4. After a crash, a new machine gets what ``journal.replay`` gave and the models that are on disk.
+   ``Blob`` hash to its root and are on disk, and so is what is in a ``Parcel``, unpacked. ``Data``
+   to send: the bytes go along, cut and paced as the wire likes.
+4. After a crash, a new machine gets what ``journal.replay`` gave, and the models and parcels that
+   are on disk.
 5. After every step, ``Tick`` is handed in at ``due_s`` (the same monotonic clock as ``now``).
 """
 
@@ -24,6 +25,7 @@ from onefed.peer.messages import (
     Item,
     Message,
     NodeId,
+    Parcel,
     Plan,
     Shard,
 )
@@ -94,6 +96,24 @@ class Assembled:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """``Pack`` is done: what the node keeps for itself after a round is on its own disk."""
+
+    round_number: int
+    base: Digest
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """The operator has changed settings of this node, which count from now on."""
+
+    stash_rounds: int
+    election_max_s: float
+    straggler_cap_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LeaveAsked:
     """The operator wants a node off the roster: this one, or one that will not come back."""
 
@@ -117,6 +137,8 @@ Event: TypeAlias = (
     | Declined
     | Reduced
     | Assembled
+    | Packed
+    | Adjusted
     | LeaveAsked
     | EvictAsked
 )
@@ -212,6 +234,21 @@ class Install:
 
 
 @dataclass(frozen=True, slots=True)
+class Pack:
+    """Make ready what other nodes are to keep of this one; after ``Install`` of that round."""
+
+    round_number: int
+    base: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Take for this node's own what another one has kept of it; ``Train`` comes after that."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Slices and shards of rounds up to this one are not needed any more."""
 
@@ -248,5 +285,17 @@ class Fail:
 
 
 Action: TypeAlias = (
-    Append | Send | Train | Reduce | Assemble | Install | Release | Drop | Forget | Notice | Fail
+    Append
+    | Send
+    | Train
+    | Reduce
+    | Assemble
+    | Install
+    | Pack
+    | Restore
+    | Release
+    | Drop
+    | Forget
+    | Notice
+    | Fail
 )

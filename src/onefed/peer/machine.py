@@ -6,11 +6,13 @@ The same state and the same events give the same actions, in every process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from onefed.peer import election, eviction, exchange, leading, membership, relay, repair
+from onefed.peer import election, eviction, exchange, leading, membership, relay, repair, stash
 from onefed.peer.interface import (
     Action,
+    Adjusted,
     Append,
     Assembled,
     Declined,
@@ -19,6 +21,7 @@ from onefed.peer.interface import (
     IncarnationRecord,
     LeaveAsked,
     Lost,
+    Packed,
     Progressed,
     Received,
     Reduced,
@@ -40,6 +43,9 @@ from onefed.peer.messages import (
     Prevote,
     Prevoted,
     Relay,
+    Stashed,
+    Stashes,
+    Unstash,
     Vote,
     VoteRequest,
     Want,
@@ -48,6 +54,9 @@ from onefed.peer.messages import (
 from onefed.peer.safety import Rules
 from onefed.peer.settings import Saved, Settings
 from onefed.peer.state import NEVER, Role, State
+
+ELECTION_SPREAD_MIN = 1.25
+"""Of the longest to the shortest time before an election: nodes must not stand all at once."""
 
 
 class Machine:
@@ -81,6 +90,8 @@ class Machine:
             me=settings.member.node,
             evicted=frozenset(saved.evicted),
             installed=-1,
+            stashes={each.node: each for each in saved.parcels},
+            own=saved.own_parcel,
         )
         self._state.count_voters()
 
@@ -124,6 +135,11 @@ class Machine:
         """The roster that decides on the next round."""
         return self._state.voters
 
+    @property
+    def lost(self) -> frozenset[NodeId]:
+        """Peers whose connection broke, and that were not heard of since."""
+        return frozenset(node for node, at_s in self._state.heard_s.items() if at_s == -NEVER)
+
     def step(self, now_s: float, event: Event) -> list[Action]:
         """Take one event; the actions are to be carried out in their order.
 
@@ -150,11 +166,13 @@ class Machine:
             relay.serve(state)
         if state.voters is not voters:
             membership.noticed(state, voters)
+            stash.noticed(state)
         state.due_s = min(
             state.election_at_s,
             state.beat_at_s,
             state.repair_at_s,
             state.join_at_s,
+            state.stash_at_s,
         )
         out = relay.routed(state) if relay.is_sparse(state) else state.out
         return state.rules.in_order(out)
@@ -176,6 +194,7 @@ def _started(state: State, _: Started) -> None:
         if node != state.me:
             state.send(node, hello)
     election.set_timer(state)
+    stash.start(state)
     repair.install(state)
     membership.noticed(state, state.voters)
     if state.rules.leads_again(voted_for=state.voted_for, me=state.me):
@@ -191,6 +210,7 @@ def _tick(state: State, _: Tick) -> None:
     leading.on_tick(state)
     repair.on_tick(state)
     membership.on_tick(state)
+    stash.on_tick(state)
 
 
 def _stretch(state: State, late_s: float) -> None:
@@ -249,6 +269,18 @@ def _evict_asked(state: State, event: EvictAsked) -> None:
     eviction.asked(state, event.nodes)
 
 
+def _adjusted(state: State, event: Adjusted) -> None:
+    old = state.settings
+    state.settings = replace(
+        old,
+        stash_rounds=event.stash_rounds,
+        election_max_s=max(event.election_max_s, ELECTION_SPREAD_MIN * old.election_min_s),
+        straggler_floor_s=min(old.straggler_floor_s, event.straggler_cap_s),
+        straggler_cap_s=event.straggler_cap_s,
+        give_up_s=None if old.give_up_s is None else event.straggler_cap_s,
+    )
+
+
 _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     Started: _started,
     Tick: _tick,
@@ -259,6 +291,8 @@ _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     Declined: exchange.on_declined,
     Reduced: exchange.on_reduced,
     Assembled: exchange.on_assembled,
+    Packed: stash.on_packed,
+    Adjusted: _adjusted,
     LeaveAsked: _leave_asked,
     EvictAsked: _evict_asked,
 }
@@ -275,4 +309,7 @@ _MESSAGES: dict[type, Callable[[State, NodeId, Any], None]] = {
     Data: exchange.on_data,
     Join: membership.on_join,
     Leave: membership.on_leave,
+    Stashed: stash.on_stashed,
+    Unstash: stash.on_unstash,
+    Stashes: stash.on_stashes,
 }

@@ -152,7 +152,20 @@ class Blob:
     root: Digest
 
 
-Item: TypeAlias = Slice | Shard | Blob
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What a node keeps for itself after a round, on its way to or from another node's disk."""
+
+    node: NodeId
+    """Whose it is."""
+    round_number: int
+    digest: Digest
+    """Of what is in it, however it is packed."""
+    base: Digest
+    """Root of the model that it is packed as the difference from; empty: it is whole."""
+
+
+Item: TypeAlias = Slice | Shard | Blob | Parcel
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +287,41 @@ class Leave:
     node: NodeId
 
 
+@dataclass(frozen=True, slots=True)
+class Stashed:
+    """The parcel is on the sender's disk."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class Unstash:
+    """A node that lost its disk asks: what do you keep of these?"""
+
+    nodes: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stashes:
+    """Answer to ``Unstash``: the newest parcel of each, none of some."""
+
+    parcels: tuple[Parcel, ...]
+
+
 Control: TypeAlias = (
-    Hello | Welcome | Prevote | Prevoted | VoteRequest | Vote | Heartbeat | Ack | Join | Leave
+    Hello
+    | Welcome
+    | Prevote
+    | Prevoted
+    | VoteRequest
+    | Vote
+    | Heartbeat
+    | Ack
+    | Join
+    | Leave
+    | Stashed
+    | Unstash
+    | Stashes
 )
 """What may travel over other members."""
 
@@ -306,4 +352,7 @@ Message: TypeAlias = (
     | Join
     | Leave
     | Relay
+    | Stashed
+    | Unstash
+    | Stashes
 )

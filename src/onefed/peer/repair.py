@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onefed.peer import election, eviction, exchange, leading, membership, relay
+from onefed.peer import election, eviction, exchange, leading, membership, relay, stash
 from onefed.peer.interface import Forget, Install, Release, Train
-from onefed.peer.messages import Adopt, Blob, Data, Entry, Item, NodeId, Plan, Shard, Slice, Want
+from onefed.peer.messages import (
+    Adopt,
+    Blob,
+    Data,
+    Entry,
+    Item,
+    NodeId,
+    Parcel,
+    Plan,
+    Shard,
+    Slice,
+    Want,
+)
 from onefed.peer.state import NEVER, State
 
 WANTS_MAX = 64
@@ -61,6 +73,7 @@ def install(state: State) -> None:
         state.repair_at_s = NEVER
         state.ack_due = True
         _forget(state)
+        stash.installed(state)
         train(state)
     else:
         ask(state)
@@ -70,6 +83,8 @@ def train(state: State) -> None:
     """Train for the next round, on the model that was just installed."""
     wanted = state.installed + 1
     gone = state.left and not state.is_voter
+    if stash.is_restoring(state) or state.installed != state.commit.round_number:
+        return
     if state.training != wanted <= state.settings.rounds_total and not gone:
         state.training = wanted
         state.out.append(Train(wanted, state.commit.root))
@@ -117,6 +132,8 @@ def has(state: State, item: Item) -> bool:
             return own or item in state.slices
         case Shard():
             return item in state.shards
+        case Parcel():
+            return stash.has(state, item)
 
 
 def _missing(state: State) -> Iterator[tuple[Item, NodeId | None]]:

@@ -6,10 +6,10 @@ its mutants are subclasses of ``Rules`` with one rule changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from onefed.peer.interface import Action
-from onefed.peer.messages import Ballot, Entry, Member, NodeId, Roster
+from onefed.peer.messages import Ballot, Entry, Member, NodeId, Parcel, Roster
 
 DECISION_TERMS = 2**20
 """Elections that a majority will not hold while an operator makes up his mind."""
@@ -136,6 +136,14 @@ class Rules:
         """A rule without partial aggregation is given the updates of all voters, or none."""
         found = set(contributors)
         return len(found) >= least and not (whole and set(voters) - found)
+
+    def replaces(self, parcel: Parcel, known: Parcel | None) -> bool:
+        """Of each node the newest parcel is kept, in whatever order they come."""
+        return known is None or parcel.round_number > known.round_number
+
+    def to_restore(self, offered: Sequence[Parcel]) -> Parcel | None:
+        """The newest of what is offered; ``offered`` is sorted by round."""
+        return offered[-1] if offered else None
 
     def leads_again(self, *, voted_for: NodeId | None, me: NodeId) -> bool:
         """A restarted leader never resumes its term: it does not know its attempts."""

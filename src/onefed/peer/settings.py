@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onefed.peer.messages import Digest, Entry, Member, NodeId
+from onefed.peer.messages import Digest, Entry, Member, NodeId, Parcel
 from onefed.peer.topology import Topology
 
 
@@ -60,6 +60,13 @@ class Settings(Pace):
     """Take a voter off the roster that was silent at so many commits; 0: never."""
     late_s: float = 0.2
     """A tick that comes later than this was late by the node's own fault: timeouts stretch."""
+    stash_rounds: int = 0
+    """Every so many rounds others are given what the node keeps for itself; 0 or less: never."""
+    restores: tuple[NodeId, ...] = ()
+    """Names under which this node was here before it lost its disk: what others have kept of them
+    is fetched before it trains."""
+    restore_s: float = 5.0
+    """For no longer than that."""
     models_kept: int = 3
     """Committed models on disk."""
 
@@ -84,3 +91,7 @@ class Saved:
     """Voters that the operator has called gone, and that no commit has taken off yet."""
     models: tuple[Digest, ...] = ()
     """Roots of the whole models on disk."""
+    parcels: tuple[Parcel, ...] = ()
+    """Of other nodes, that are on disk; the newest of each."""
+    own_parcel: Parcel | None = None
+    """The newest of this node, whoever keeps it."""

@@ -16,6 +16,7 @@ from onefed.peer.messages import (
     Member,
     Message,
     NodeId,
+    Parcel,
     Plan,
     Proposal,
     Shard,
@@ -144,6 +145,18 @@ class State:
     """At fetching what is missing: each asks another holder."""
     finish_by_s: float = NEVER
     """Until when a commit is not taken note of, while its bytes are on their way."""
+    stashes: dict[NodeId, Parcel] = field(default_factory=dict)
+    """Newest parcel of each other node that is kept here."""
+    own: Parcel | None = None
+    """Newest parcel of this node."""
+    kept_by: set[NodeId] = field(default_factory=set)
+    """Who has it on disk."""
+    stash_tries: int = 0
+    """At giving it away."""
+    restore_by_s: float = -NEVER
+    """Until when it looks for what others have kept of it; long past: it does not."""
+    offers: dict[NodeId, tuple[Parcel, ...]] = field(default_factory=dict)
+    """What they have answered."""
     left: bool = False
     """Left on purpose: does not ask to join again."""
     asked_to_leave: set[NodeId] = field(default_factory=set)
@@ -154,6 +167,7 @@ class State:
     beat_at_s: float = NEVER
     repair_at_s: float = NEVER
     join_at_s: float = NEVER
+    stash_at_s: float = NEVER
     due_s: float = 0.0
 
     def send(self, to: NodeId, message: Message) -> None:

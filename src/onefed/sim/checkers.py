@@ -5,7 +5,7 @@ None of them is an assertion of the core, and none of them asks a machine what i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onefed.peer.messages import (
     Ack,
@@ -16,15 +16,21 @@ from onefed.peer.messages import (
     Heartbeat,
     Message,
     NodeId,
+    Parcel,
     Proposal,
     Relay,
     Roster,
+    Stashed,
+    Stashes,
     Vote,
     VoteRequest,
 )
 from onefed.sim.content import Content, Matter
 from onefed.sim.disk import Disk
 from onefed.sim.violation import Violation
+
+KEPT_BY = 2
+"""Others that keep what a node has given away, where there are so many."""
 
 OUTCOMES = frozenset({"agreement", "order", "reference", "bytes"})
 """Promises about what comes out, not about what is said on the way."""
@@ -67,6 +73,8 @@ class Checkers:
     doubtful: dict[int, Entry] = field(default_factory=dict)
     """Rounds that were committed before, and that none of the others had accepted: they may be
     lost, and decided anew."""
+    packed: dict[NodeId, tuple[int, Digest]] = field(default_factory=dict)
+    """What each node has last made ready for others to keep, and after which round."""
 
     def __post_init__(self) -> None:
         self.committed[self.start.round_number] = self.start
@@ -218,8 +226,46 @@ class Checkers:
                 self._once(node, term, to)
             case VoteRequest(term):
                 self._once(node, term, node)
+            case Stashed(parcel):
+                if replace(parcel, base="") not in self.disks[node].parcels:
+                    self._break("stashed", f"{node} says it keeps what is not on its disk")
+            case Stashes(parcels):
+                newest = self.disks[node].told
+                if any(newest.get(each.node) != each for each in parcels):
+                    self._break("stashed", f"{node} offers an older parcel than it keeps")
             case _:
                 pass
+
+    def on_pack(self, node: NodeId, round_number: int, digest: Digest) -> None:
+        """A node wants others to keep something of it."""
+        self.packed[node] = (round_number, digest)
+
+    def on_restore(self, node: NodeId, parcel: Parcel, offered: list[Parcel]) -> None:
+        """A node takes the newest of what it was offered, and what was offered did exist."""
+        newest = max((each.round_number for each in offered), default=-1)
+        if parcel.round_number != newest:
+            self._break("restored", f"{node} restores {parcel.round_number}, not {newest}")
+        root = self.committed[parcel.round_number].root
+        if parcel.digest != f"{parcel.node} {parcel.round_number} {root}":
+            self._break("restored", f"{node} restores what {parcel.node} never was")
+
+    def not_kept(self, living: dict[NodeId, bool]) -> list[NodeId]:
+        """Nodes of which too few others keep what they have given away.
+
+        Args:
+            living: those that want to be kept, and whether they vote: voters keep.
+        """
+        found = []
+        for node, (_, digest) in self.packed.items():
+            others = sum(votes for other, votes in living.items() if other != node)
+            kept = [
+                other
+                for other, disk in self.disks.items()
+                if any(parcel.digest == digest for parcel in disk.parcels)
+            ]
+            if node in living and len(kept) < min(KEPT_BY, others):
+                found.append(node)
+        return found
 
     def _once(self, voter: NodeId, term: int, candidate: NodeId) -> None:
         if self.votes.setdefault((voter, term), candidate) != candidate:

@@ -7,7 +7,7 @@ from random import Random
 
 from onefed.peer import journal
 from onefed.peer.interface import AcceptedRecord, Record, VoteRecord
-from onefed.peer.messages import Digest, Entry
+from onefed.peer.messages import Digest, Entry, NodeId, Parcel
 from onefed.peer.settings import Saved
 from onefed.sim.content import Content
 
@@ -36,6 +36,16 @@ class Disk:
         self.compactions = 0
         self.synced_bytes = len(head)
         self.models: dict[Digest, Content] = {}
+        self.packed: set[Digest] = set()
+        """What the node has kept for itself after some rounds."""
+        self.own_parcel: Parcel | None = None
+        """The newest of them."""
+        self.parcels: set[Parcel] = set()
+        """Of others; whole."""
+        self.told: dict[NodeId, Parcel] = {}
+        """The newest of each of which the machine has heard in this life."""
+        self.restored = False
+        """The node has taken what others kept of it."""
         self.accepted: Entry | None = None
         """Newest that was synced, of entries and of votes: for the checkers."""
         self.vote: VoteRecord | None = None
@@ -59,6 +69,11 @@ class Disk:
                     self.vote = record
                 case _:
                     pass
+
+    def newest_parcels(self) -> dict[NodeId, Parcel]:
+        """Of each other node."""
+        ordered = sorted(self.parcels, key=lambda parcel: parcel.round_number)
+        return {parcel.node: parcel for parcel in ordered}
 
     def crash(self, random: Random, *, torn: bool) -> None:
         """The process ends; in a power cut, what was not synced may be shorter, or garbage."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onefed.peer import journal
 from onefed.peer.interface import AcceptedRecord, Action, Append, Send, VoteRecord
-from onefed.peer.messages import Ack, Ballot, Entry, Member, NodeId, Roster, Vote
+from onefed.peer.messages import Ack, Ballot, Entry, Member, NodeId, Parcel, Roster, Vote
 from onefed.peer.safety import Rules
 from onefed.peer.settings import Saved
 from onefed.sim import options
@@ -162,6 +162,20 @@ class OneHistory(Rules):
         return True
 
 
+class LastStash(Rules):
+    """A parcel replaces another, whichever is newer."""
+
+    def replaces(self, parcel: Parcel, known: Parcel | None) -> bool:
+        return True
+
+
+class OldestRestored(Rules):
+    """What was kept longest ago is restored."""
+
+    def to_restore(self, offered: Sequence[Parcel]) -> Parcel | None:
+        return offered[0] if offered else None
+
+
 class LeadsAgain(Rules):
     """A leader that restarts resumes its term."""
 
@@ -203,6 +217,7 @@ class Mutant:
     sync: bool = True
     losses: bool = False
     """Only schedules with an operator's decision can show it."""
+    keeps: bool = True
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -227,6 +242,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("no-sync", "synced means on disk", sync=False),
     Mutant("tail-stays", "the torn tail of the journal is cut", replay=uncut),
     Mutant("no-checksum", "a torn record is no record", replay=unchecked),
+    Mutant("last-stash", "the newest parcel of a node is kept", LastStash()),
+    Mutant("oldest-restored", "the newest that is offered is restored", OldestRestored()),
+    Mutant("stashed-unsaved", "a parcel is kept after it is saved", keeps=False),
     Mutant("compaction-forgets", "a short journal says what the long one said", compact=forgetful),
 )
 
@@ -257,6 +275,7 @@ def judge(
             replay=mutant.replay,
             compact=mutant.compact,
             sync=mutant.sync,
+            keeps=mutant.keeps,
             only=only,
         )
         if outcome.violation is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 from onefed.peer.topology import Topology
 
@@ -115,6 +116,9 @@ class Options:
     """A crash is a power cut: what was not synced is lost in part, or torn."""
     declines: float = 0.0
     """Share of the trainings that give no update."""
+    stash_rounds: int = 0
+    """Every so many rounds others keep what a node has; joiners then take what the first node had.
+    """
     retrain: bool = False
     """Training twice gives two updates."""
     journal_long_bytes: int | None = None
@@ -171,6 +175,7 @@ def _sparse(drawn: Options) -> Options:
     return replace(
         drawn,
         topology=topology,
+        stash_rounds=0,
         nodes=random.choice((3, 4, 5, 6)),
         joiners=0,
         observers=0,
@@ -204,6 +209,7 @@ def _with_loss(drawn: Options) -> Options:
         kept.append(Fault(Kind.SPLIT, random.uniform(0.0, loss.at_s), 9.0, 0, groups=loss.groups))
     return replace(
         drawn,
+        stash_rounds=0,
         nodes=nodes,
         joiners=0,
         observers=0,
@@ -271,7 +277,13 @@ def _with_later_kinds(drawn: Options, *, fixed: bool) -> Options:
         journal_long_bytes=random.choice((500, 4000)) if pick.chance(0.4) else None,
         declines=random.choice((0.1, 0.4)) if pick.chance(0.2) else 0.0,
         whole_roster=fixed and pick.chance(0.15),
+        **_stashing(random) if pick.chance(0.9 if drawn.joiners else 0.25) else {},
     )
+
+
+def _stashing(random: Random) -> dict[str, Any]:
+    """Parcels often, and a network in which a later one overtakes."""
+    return {"stash_rounds": random.choice((1, 1, 2)), "spike_share": 0.1, "duplication": 0.2}
 
 
 RECIPES: tuple[tuple[tuple[Kind, Aim], ...], ...] = (

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from onefed.errors import OnefedError
 from onefed.peer import journal
+from onefed.peer.interface import Received
+from onefed.peer.messages import NodeId, Unstash
 from onefed.peer.safety import Rules
 from onefed.peer.topology import Topology
 from onefed.sim import faults
@@ -42,6 +44,7 @@ def run(
     replay: Replay = journal.replay,
     compact: Compact = journal.compacted,
     sync: bool = True,
+    keeps: bool = True,
     only: frozenset[str] | None = None,
 ) -> Outcome:
     """Let a schedule happen.
@@ -49,13 +52,16 @@ def run(
     Args:
         only: of the checkers' promises, those to watch.
     """
-    world = World(options, matter=matter, rules=rules, replay=replay, compact=compact, sync=sync)
+    world = World(
+        options, matter=matter, rules=rules, replay=replay, compact=compact, sync=sync, keeps=keeps
+    )
     world.checkers.only = only
     violation = None
     try:
         faults.arm(world)
         _finish(world)
         _check_bytes(world)
+        _check_stashes(world)
     except Violation as found:
         violation = found
     except OnefedError as error:
@@ -76,12 +82,13 @@ def _finish(world: World) -> None:
     def done() -> bool:
         if world.events > EVENTS_MAX:
             raise Violation("liveness", f"{EVENTS_MAX} events and no end")
-        return not world.returning and all(
+        finished = all(
             host.left
             or host.dead
             or (host.machine is not None and host.machine.installed == options.rounds)
             for host in hosts
         )
+        return finished and not world.returning and not (world.checkers.packed and _not_kept(world))
 
     if not world.run(limit_s, done) and not world.checkers.is_beyond_help():
         late = [
@@ -89,7 +96,27 @@ def _finish(world: World) -> None:
             for host in hosts
             if not host.left and not host.dead
         ]
+        late += [f"{name} is not kept" for name in _not_kept(world)]
         raise Violation("liveness", f"{LIVENESS_S:g} s after the last fault: {', '.join(late)}")
+
+
+def _not_kept(world: World) -> list[NodeId]:
+    """Nodes that wait for others to keep what they have given away."""
+    living = {
+        host.name: host.name in host.machine.voters
+        for host in world.hosts.values()
+        if host.machine is not None and not host.left
+    }
+    return world.checkers.not_kept(living)
+
+
+def _check_stashes(world: World) -> None:
+    """Ask every node what it keeps; the checkers hold the answers against its disk."""
+    names = tuple(world.hosts)
+    for host in world.hosts.values():
+        if world.checkers.packed and host.machine is not None:
+            asks = next(name for name in names if name != host.name)
+            world.step(host, Received(asks, Unstash(names)))
 
 
 def _check_bytes(world: World) -> None:

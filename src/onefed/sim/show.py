@@ -24,12 +24,16 @@ from onefed.peer.messages import (
     Leave,
     Message,
     NodeId,
+    Parcel,
     Plan,
     Prevote,
     Prevoted,
     Relay,
     Shard,
     Slice,
+    Stashed,
+    Stashes,
+    Unstash,
     Vote,
     VoteRequest,
     Want,
@@ -98,6 +102,12 @@ def say(message: Message) -> str:
             return f"relay {origin}#{sequence} to {','.join(to)}: {say(inner)}"
         case Leave(node):
             return f"leave {node}"
+        case Stashed(parcel):
+            return f"stashed {_item(parcel)}"
+        case Unstash(nodes):
+            return f"unstash {','.join(nodes)}"
+        case Stashes(parcels):
+            return f"stashes {', '.join(_item(each) for each in parcels) or 'none'}"
 
 
 def _proposal(proposal: Plan | Adopt | None) -> str:
@@ -131,6 +141,8 @@ def _item(item: Item) -> str:
             return f"shard {number}@{_ballot(ballot)} {index + 1}"
         case Blob(root):
             return f"model {_short(root)}"
+        case Parcel(node, number, digest, base):
+            return f"parcel {number}:{node}:{_short(digest)}{' as a difference' if base else ''}"
 
 
 def _ballot(ballot: tuple[int, int]) -> str:

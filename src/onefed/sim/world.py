@@ -32,10 +32,13 @@ from onefed.peer.interface import (
     LeaveAsked,
     Lost,
     Notice,
+    Pack,
+    Packed,
     Received,
     Reduce,
     Reduced,
     Release,
+    Restore,
     Send,
     Started,
     Tick,
@@ -54,9 +57,11 @@ from onefed.peer.messages import (
     Member,
     Message,
     NodeId,
+    Parcel,
     Plan,
     Shard,
     Slice,
+    Stashes,
 )
 from onefed.peer.safety import Rules
 from onefed.peer.settings import Saved, Settings
@@ -107,6 +112,10 @@ class Host:
         self.trainings = 0
         self.actions_left: int | None = None
         """Crash after so many actions."""
+        self.offered: dict[NodeId, tuple[Parcel, ...]] = {}
+        """What others have told this life that they keep of its name before."""
+        self.may_train = True
+        """It does not wait for what others have kept of it."""
         self.left = False
         self.dead = False
         """Does not come back."""
@@ -132,11 +141,13 @@ class World:
         replay: Replay = journal.replay,
         compact: Compact = journal.compacted,
         sync: bool = True,
+        keeps: bool = True,
     ) -> None:
         self.options = options
         self.rules = rules or Rules()
         self.replay = replay
         self.sync = sync
+        self.keeps = keeps
         self.now_s = 0.0
         self.events = 0
         self.random = Random(f"network {options.seed}")  # noqa: S311 - repeatable chance
@@ -180,7 +191,14 @@ class World:
             straggles = options.straggler_s if place == options.nodes - 1 else 0.0
             host = Host(
                 place,
-                _settings(options, member, votes=place < options.nodes + options.joiners),
+                _settings(
+                    options,
+                    member,
+                    votes=place < options.nodes + options.joiners,
+                    restores=tuple(each.node for each in members[:2])
+                    if place >= options.nodes
+                    else (),
+                ),
                 disk,
                 train_s=self.random.uniform(options.train_min_s, options.train_max_s) + straggles,
             )
@@ -232,9 +250,17 @@ class World:
         host.training = 0
         saved = host.disk.known = replayed.saved
         jitter = Random(f"jitter {self.options.seed} {host.name} {host.life}")  # noqa: S311
+        host.offered.clear()
+        host.disk.told = host.disk.newest_parcels()
+        host.may_train = host.disk.restored or not host.settings.restores
         host.machine = Machine(
-            host.settings,
-            replace(saved, models=tuple(host.disk.models)),
+            replace(host.settings, restores=()) if host.disk.restored else host.settings,
+            replace(
+                saved,
+                models=tuple(host.disk.models),
+                parcels=tuple(host.disk.newest_parcels().values()),
+                own_parcel=host.disk.own_parcel,
+            ),
             jitter=jitter.random,
             rules=self.rules,
         )
@@ -305,6 +331,13 @@ class World:
         if host.paused_until_s > self.now_s:
             self.at(host.paused_until_s, self._resume, host, host.life, event)
             return
+        match event:
+            case Received(_, Data(Parcel() as parcel)):
+                known = host.disk.told.get(parcel.node)
+                if known is None or parcel.round_number > known.round_number:
+                    host.disk.told[parcel.node] = replace(parcel, base="")
+            case _:
+                pass
         actions = machine.step(host.local_s(self.now_s), event)
         for action in actions:
             if host.actions_left is not None:
@@ -365,8 +398,15 @@ class World:
                 if self.matter.digest(bytes_) != item.root:
                     raise Violation("bytes", f"{sender} gave {host.name} another model")
                 host.disk.models[item.root] = bytes_
+            elif isinstance(item, Parcel):
+                if item.base and item.base not in host.disk.models:
+                    return  # it cannot be unpacked here
+                if self.keeps:
+                    host.disk.parcels.add(replace(item, base=""))
             else:
                 host.memory[item] = bytes_
+        if isinstance(message, Stashes):
+            host.offered[sender] = message.parcels
         self.step(host, Received(sender, message))
 
     # Actions
@@ -387,7 +427,8 @@ class World:
         if isinstance(message, Data):
             bytes_ = self._bytes(host, message.item)
             account = self.checkers.sent_bytes
-            account[host.name] = account.get(host.name, 0) + self.matter.size_bytes(bytes_)
+            if not isinstance(message.item, Parcel):
+                account[host.name] = account.get(host.name, 0) + self.matter.size_bytes(bytes_)
         else:
             self.checkers.on_send(host.name, to, message)
         self.log.append((self.now_s, host.name, action))
@@ -404,6 +445,10 @@ class World:
         match item:
             case Blob(root):
                 found = host.disk.models.get(root)
+            case Parcel(node, _, digest) if node == host.name:
+                found = digest if digest in host.disk.packed else None
+            case Parcel():
+                found = item.digest if item in host.disk.parcels else None
             case Slice(_, _, digest, index, count) if digest in host.updates:
                 found = self.matter.part(host.updates[digest], index, count)
             case _:
@@ -412,7 +457,27 @@ class World:
             raise Violation("bytes", f"{host.name} sends {item}, which it does not have")
         return found
 
+    def _pack(self, host: Host, action: Pack) -> None:
+        digest = f"{host.name} {action.round_number} {action.base}"
+        host.disk.packed.add(digest)
+        host.disk.own_parcel = Parcel(host.name, action.round_number, digest, action.base)
+        self.checkers.on_pack(host.name, action.round_number, digest)
+        self.after(self.random.uniform(0.0, REDUCE_MAX_S), self._packed, host, host.life, action)
+
+    def _packed(self, host: Host, life: int, action: Pack) -> None:
+        if host.life == life and host.machine is not None:
+            digest = f"{host.name} {action.round_number} {action.base}"
+            self.step(host, Packed(action.round_number, action.base, digest))
+
+    def _restore(self, host: Host, action: Restore) -> None:
+        self.log.append((self.now_s, host.name, action))
+        offered = [parcel for parcels in host.offered.values() for parcel in parcels]
+        self.checkers.on_restore(host.name, action.parcel, offered)
+        host.disk.restored = host.may_train = True
+
     def _train(self, host: Host, action: Train) -> None:
+        if not host.may_train:
+            raise Violation("restored", f"{host.name} trains before it has what it was")
         host.training += 1
         base = host.disk.models[action.base]
         duration_s = host.train_s * self.random.uniform(0.8, 1.2)
@@ -481,13 +546,16 @@ class World:
         if action.kind == "estranged":
             host.dead = True  # as the driver does: it ends, and people look at it
             self.after(0.0, self.crash, host)
+        host.may_train |= action.kind == "not_restored"
 
     def _fail(self, host: Host, action: Fail) -> None:
         self.log.append((self.now_s, host.name, action))
         host.actions_left = 0
 
 
-def _settings(options: Options, member: Member, *, votes: bool) -> Settings:
+def _settings(
+    options: Options, member: Member, *, votes: bool, restores: tuple[NodeId, ...]
+) -> Settings:
     return Settings(
         member=member,
         experiment="sim",
@@ -497,6 +565,8 @@ def _settings(options: Options, member: Member, *, votes: bool) -> Settings:
         min_contributors=options.min_contributors,
         whole_roster=options.whole_roster,
         give_up_s=options.give_up_s,
+        stash_rounds=options.stash_rounds,
+        restores=restores if options.stash_rounds else (),
         beat_s=options.beat_s,
         repair_s=options.repair_s,
         stall_s=options.stall_s,
@@ -511,6 +581,8 @@ _PERFORM: dict[type, Callable[[World, Host, Any], None]] = {
     Append: World._append,
     Send: World._send,
     Train: World._train,
+    Pack: World._pack,
+    Restore: World._restore,
     Reduce: World._reduce,
     Assemble: World._assemble,
     Install: World._install,

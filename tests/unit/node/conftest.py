@@ -132,10 +132,14 @@ class Group:
         )
         return node
 
-    async def start(self, *names: str, founds: bool = True) -> None:
-        """Start nodes that know each other and all that were started before."""
+    async def start(self, *names: str, founds: bool = True, again: bool = True) -> None:
+        """Start nodes that know each other and all that were started before.
+
+        Args:
+            again: make them first; False: they were made, and changed.
+        """
         for name in names:
-            await self.make(name).start()
+            await (self.make(name) if again else self.nodes[name]).start()
         for one, other in itertools.permutations(self.nodes.values(), 2):
             one.connect(other.member)
         for name in names:

@@ -9,7 +9,7 @@ import pytest
 
 from onefed.sim.mutants import MUTANTS
 
-SCHEDULES = 150
+SCHEDULES = 250
 """In which each of them is seen."""
 
 
