@@ -104,6 +104,8 @@ class Checkers:
                     "agreement", f"round {number}: {node} has {entry.root}, {known.root} before"
                 )
             return
+        if number - 1 not in self.committed and number - 1 in self.doubtful:
+            self.committed[number - 1] = self.doubtful[number - 1]  # one of them knew it
         before = self.committed.get(number - 1)
         if before is None:
             self._break("order", f"round {number} is committed, the round before is not")
