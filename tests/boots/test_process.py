@@ -70,7 +70,10 @@ def test_the_coordinator_answers_over_tls_only_and_on_one_port(
 
 def test_systemd_has_nothing_to_complain_of(plain: Federation) -> None:
     for each in plain.machines:
-        assert each.output("systemctl", "--failed", "--no-legend", "--plain") == ""
+        failed = each.output("systemctl", "--failed", "--no-legend", "--plain")
+        assert failed == "", each.output(
+            "journalctl", "--boot", "--no-pager", "--priority", "warning"
+        )
         units = each.output("sh", "-c", "ls /etc/systemd/system/flower-*").split()
         verified = each.run("systemd-analyze", "verify", *units)
         assert (verified.returncode, verified.stderr) == (0, "")
