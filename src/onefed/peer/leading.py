@@ -19,15 +19,16 @@ from onefed.peer.messages import (
     Plan,
     Proposal,
 )
-from onefed.peer.state import NEVER, Lead, Role, State
+from onefed.peer.state import NEVER, STAR_ROUNDS_FIRST, Lead, Role, State
 
 READY_TIMES_MAX = 32
 """Past ready times from which the straggler deadline is made."""
 STAR_EVERY = 3
 """Every third attempt goes through the leader alone: it hears a majority, whoever hears whom."""
-STAR_ROUNDS = 32
-"""So many rounds do so after an attempt of live nodes that did not get on: some of them cannot
-reach each other, and a link that is cut without a word would cost every round ``stall_s``."""
+STAR_ROUNDS_MAX = 32
+"""After an attempt of live nodes that did not get on, some of them cannot reach each other, and a
+link that is cut without a word would cost every round ``stall_s``. So the next rounds do it, too,
+twice as many after each stall, up to these."""
 NO_PROGRESS = "no progress"
 
 
@@ -71,7 +72,10 @@ def next_round(state: State) -> None:
     lead = _lead(state)
     lead.adopt = None
     lead.tries = 0
-    lead.stars = max(lead.stars - 1, 0)
+    if lead.stars:
+        lead.stars -= 1
+    else:
+        lead.stars_next = STAR_ROUNDS_FIRST
     lead.owners = ()
     lead.ready_s.clear()
     lead.round_started_s = state.now_s
@@ -182,7 +186,11 @@ def advance(state: State) -> None:
             return
         state.notice("attempt_failed", f"round {state.proposal.round_number}: {failure}")
         if failure == NO_PROGRESS:
-            lead.stars = 0 if state.proposal.owners == (state.me,) else STAR_ROUNDS
+            if state.proposal.owners == (state.me,):
+                lead.stars = 0
+            else:
+                lead.stars = lead.stars_next
+                lead.stars_next = min(2 * lead.stars_next, STAR_ROUNDS_MAX)
         state.proposal = None
     _propose(state, lead)
 

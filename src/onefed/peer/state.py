@@ -26,6 +26,8 @@ from onefed.peer.safety import Rules
 from onefed.peer.settings import Settings
 
 NEVER = float("inf")
+STAR_ROUNDS_FIRST = 2
+"""Rounds that go through the leader alone after a stall, the stalled one included."""
 
 
 class Role(enum.Enum):
@@ -60,6 +62,8 @@ class Lead:
     """Of the last attempt at this round that was no star."""
     stars: int = 0
     """So many rounds still go through the leader alone."""
+    stars_next: int = STAR_ROUNDS_FIRST
+    """So many will after the next stall."""
     progress: int = 0
     progress_at_s: float = 0.0
     fail_at_s: float = NEVER
