@@ -31,7 +31,7 @@ class Communication:
 
     name: NodeId
     neighbours: Callable[[], Mapping[NodeId, str]]
-    """Every other member that is known, and how it is: ``live``, ``behind`` or ``lost``."""
+    """Every other member that is known, and how it is: ``live`` or ``lost``."""
     restored: Callable[[], Awaitable[bool]]
     """Wait until what others have kept was restored; False: nobody has anything."""
     begin: Begin
