@@ -26,8 +26,8 @@ BUGS = """## Bugs found, by what
 |---|---|
 | SuperLink killed by `--chaos` | What it gave out to a node as it died was lost: the round hung |
 | reading Flower after that | The same with a reply that it gave out to the ServerApp |
-| SuperLink killed by `bench/restarts.py` | It had taken a part of a message as it died, and refused \
-it when it was sent again: the run was over, or a node waited for the other parts |
+| SuperLink killed by `bench/restarts.py` | It had taken a part of a message as it died, and \
+refused it when it was sent again: the run was over, or a node waited for the other parts |
 
 Open: on 26 November a federation of seven pauses in a row ended before the campaign had seen the \
 announcement of its last round, so all seven are bad, with equal digests. And it took 59 s from \
