@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import random
 import signal
 import sys
@@ -19,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,27 +221,12 @@ def run_seed(seed: int, reference: Sequence[str]) -> dict[str, Any]:
 # --- the results, and the command ----------------------------------------------------------------
 
 
-class Results:
+class Results(results.Lines):
     """The file in which they add up."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.commit = results.commit()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.lines = [json.loads(line) for line in lines]
 
     def has(self, key: str, value: object) -> bool:
         """Whether that is there already, for the same sources."""
-        if self.commit.endswith("+"):
-            return False
-        return any(line.get(key) == value and line["commit"] == self.commit for line in self.lines)
-
-    def add(self, line: dict[str, Any]) -> None:
-        whole = {**line, "date": datetime.now(UTC).date().isoformat(), "commit": self.commit}
-        self.lines.append(whole)
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(whole) + "\n")
+        return any(line.get(key) == value for line in self.of_these_sources())
 
     def reference(self, strategy: str, rounds: int) -> list[str]:
         """Digests of the undisturbed run of a strategy; it runs once."""

@@ -10,12 +10,11 @@ Exit 1 where two models of a round were seen, a round was not the rule's, or a g
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,35 +28,19 @@ IN_CI = bool(os.environ.get("CI"))
 """There, a machine that lacks a part is a failure."""
 
 
-class Results:
+class Results(results.Lines):
     """The file in which they add up."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.commit = results.commit()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
     def has(self, cell: str) -> bool:
-        """Whether that is there already, for the same sources."""
-        if self.commit.endswith("+"):
-            return False
+        """Whether that is there already and good, for the same sources."""
         return any(
-            line.get("cell") == cell and line["commit"] == self.commit and table.is_good(line)
-            for line in self.lines
+            line.get("cell") == cell and table.is_good(line) for line in self.of_these_sources()
         )
 
-    def add(self, line: dict[str, Any]) -> None:
-        whole = {
-            **{key: round(x, 3) if isinstance(x, float) else x for key, x in line.items()},
-            "load": round(os.getloadavg()[0], 1),
-            "date": datetime.now(UTC).date().isoformat(),
-            "commit": self.commit,
-        }
-        self.lines.append(whole)
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(whole) + "\n")
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Seconds to the millisecond, with the load of the machine."""
+        rounded = {key: round(x, 3) if isinstance(x, float) else x for key, x in line.items()}
+        super().add({**rounded, "load": round(os.getloadavg()[0], 1)})
 
 
 def fill_table(found: Results, worlds: list[str], texts: list[str], ends_s: float) -> int:

@@ -7,10 +7,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,6 +93,30 @@ def _is_done(results: Path, campaign: str, commit: str, first: int, last: int) -
         and last <= line["first_seed"] + line["seeds"]
         for line in lines
     )
+
+
+class Lines:
+    """A file of results with a JSON line for each, as one campaign reads it and adds to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.commit = commit()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def of_these_sources(self) -> list[dict[str, Any]]:
+        """What was found for the sources as they are; none where they were changed since."""
+        if self.commit.endswith("+"):
+            return []
+        return [line for line in self.lines if line["commit"] == self.commit]
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Note when it was, and of which sources."""
+        whole = {**line, "date": datetime.now(UTC).date().isoformat(), "commit": self.commit}
+        self.lines.append(whole)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(whole) + "\n")
 
 
 def commit() -> str:
