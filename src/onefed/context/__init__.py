@@ -1,7 +1,8 @@
 """The contextualization variables: one table, and everything that is made from it.
 
 ``table``       one row per variable
-``guest_agent``  rows that only the platform's guest agent reads
+``access``, ``connection``, ``training``, ``guest_agent``
+                more rows of the table, by topic
 ``requirements``  what values of several rows must be; the use cases and releases that we accept
 ``strategies``  what a value of ``FL_STRATEGY`` reads and needs
 ``variable``    what a row holds

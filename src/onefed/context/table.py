@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onefed.context import access, guest_agent, syntax
+from onefed.context import access, connection, guest_agent, syntax, training
 from onefed.context.requirements import (
-    ABOVE_ZERO,
     ADDRESS,
     BOOLEAN,
     BOTH,
-    CERTIFICATE,
     FLOWER_VERSION,
-    NON_NEGATIVE,
     PAIRS,
     PLANNED_USE_CASES,
     POSITIVE,
-    PRIVATE_KEY,
     SUPERLINK,
     SUPERNODE,
     USE_CASES,
@@ -28,8 +24,6 @@ from onefed.context.requirements import (
 from onefed.context.strategies import STRATEGIES
 from onefed.context.syntax import Rule
 from onefed.context.variable import Level, Variable
-
-_PEM_EXAMPLE = "LS0tLS1CRUdJTi..."
 
 _CORE = (
     Variable(
@@ -195,133 +189,6 @@ _CORE = (
     ),
 )
 
-_CONNECTION = (
-    Variable(
-        name="FL_SUPERLINK_ADDRESS",
-        appliances=SUPERNODE,
-        level=Level.MULTI_SITE,
-        default="",
-        rule=ADDRESS,
-        example="203.0.113.50:9092",
-        help="The coordinator's Fleet API; empty asks OneGate.",
-        maps_to="`--superlink`",
-    ),
-    Variable(
-        name="FL_NODE_CONFIG",
-        appliances=SUPERNODE,
-        level=Level.ROLE,
-        default="",
-        rule=PAIRS,
-        example="partition-id=0 num-partitions=2",
-        help="What the app reads about this node; "
-        "empty takes the partition from the position in the service.",
-        maps_to="`--node-config`",
-    ),
-    Variable(
-        name="FL_MAX_RETRIES",
-        appliances=SUPERNODE,
-        level=Level.INSTANCE,
-        default="0",
-        rule=NON_NEGATIVE,
-        example="10",
-        help="Failed connection attempts before the node gives up; 0 never does.",
-        maps_to="`--max-retries`",
-        changed="Flower reads 0 as one try; here it means that the flag is left out.",
-    ),
-    Variable(
-        name="FL_MAX_WAIT_TIME",
-        appliances=SUPERNODE,
-        level=Level.INSTANCE,
-        default="0",
-        rule=NON_NEGATIVE,
-        example="3600",
-        help="Seconds without connection before the node gives up; 0 never does.",
-        maps_to="`--max-wait-time`",
-        changed="Flower reads 0 as no wait; here it means that the flag is left out.",
-    ),
-    Variable(
-        name="FL_APP_START",
-        appliances=SUPERNODE,
-        level=Level.INSTANCE,
-        default="auto",
-        rule=syntax.one_of(("auto", "fork", "fresh")),
-        example="fresh",
-        help="How a message gets its process: forked from one that has imported the app where that "
-        "is safe (`auto`), always forked, or importing the app anew (`fresh`).",
-        maps_to="`--app-start`",
-        ours=True,
-    ),
-)
-
-_TLS = (
-    Variable(
-        name="FL_TLS_ENABLED",
-        appliances=BOTH,
-        level=Level.SERVICE,
-        default="YES",
-        rule=BOOLEAN,
-        example="NO",
-        help="Encrypt between nodes and coordinator, and know each node by its key.",
-        maps_to="`--ssl-*`, `--root-certificates` or `--insecure`",
-        changed="Without TLS whoever reads a node's headers can act as that node.",
-    ),
-    Variable(
-        name="FL_SSL_CA_CERTFILE",
-        appliances=BOTH,
-        level=Level.MULTI_SITE,
-        default="",
-        rule=CERTIFICATE,
-        example=_PEM_EXAMPLE,
-        help="The operator's CA certificate; empty lets the coordinator make one.",
-        maps_to="`ca.crt`",
-    ),
-    Variable(
-        name="FL_SSL_CERTFILE",
-        appliances=SUPERLINK,
-        level=Level.INSTANCE,
-        default="",
-        rule=CERTIFICATE,
-        example=_PEM_EXAMPLE,
-        help="The operator's server certificate, signed by that CA.",
-        maps_to="`server.pem`",
-    ),
-    Variable(
-        name="FL_SSL_KEYFILE",
-        appliances=SUPERLINK,
-        level=Level.INSTANCE,
-        default="",
-        rule=PRIVATE_KEY,
-        example=_PEM_EXAMPLE,
-        help="Private key of the server certificate, without passphrase.",
-        maps_to="`server.key`",
-        secret=True,
-    ),
-    Variable(
-        name="FL_CERT_KEY_TYPE",
-        appliances=SUPERLINK,
-        level=Level.INSTANCE,
-        default="ec-p256",
-        rule=syntax.one_of(("ec-p256", "rsa-4096")),
-        example="rsa-4096",
-        help="Kind of the keys that the coordinator makes; those that are there stay.",
-        maps_to="keys of the generated authority and certificate",
-        ours=True,
-    ),
-    Variable(
-        name="FL_CERT_EXTRA_SAN",
-        appliances=SUPERLINK,
-        level=Level.MULTI_SITE,
-        default="",
-        rule=Rule(
-            "must be comma-separated IP:ADDRESS or DNS:NAME entries",
-            syntax.parse_subject_names,
-        ),
-        example="IP:203.0.113.50,DNS:fl.example.com",
-        help="Further names and addresses under which nodes dial the coordinator.",
-        maps_to="subject alternative names of the generated certificate",
-    ),
-)
-
 _USE_CASE = (
     Variable(
         name="ML_FRAMEWORK",
@@ -346,145 +213,6 @@ _USE_CASE = (
         maps_to="app that is submitted",
         changed="A deployment with no value changed trains by itself; "
         "both roles know the app, so the service asks once.",
-    ),
-)
-
-_TRAINING = (
-    Variable(
-        name="FL_PROXIMAL_MU",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="1.0",
-        rule=syntax.number("must be a float >= 0.0", lambda x: x >= 0),
-        example="0.1",
-        help="FedProx: weight of the distance between local and global model.",
-        run_config_key="proximal-mu",
-        aliases=("FL_FEDPROX_MU",),
-    ),
-    Variable(
-        name="FL_SERVER_LR",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="0.1",
-        rule=ABOVE_ZERO,
-        example="0.01",
-        help="FedAdam: learning rate of the coordinator. "
-        "FedAvgM, FedAdagrad and FedYogi take it when it is set.",
-        run_config_key="server-lr",
-    ),
-    Variable(
-        name="FL_CLIENT_LR",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="0.1",
-        rule=ABOVE_ZERO,
-        example="0.01",
-        help="FedAdam, FedAvgM, FedAdagrad, FedYogi: learning rate of the nodes, when it is set; "
-        "else the app's own.",
-        run_config_key="client-lr",
-        changed="Not set, the app's own learning rate stands: it knows its model.",
-    ),
-    Variable(
-        name="FL_FEDADAM_TAU",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="1e-9",
-        rule=ABOVE_ZERO,
-        example="1e-3",
-        help="FedAdam: how little it adapts. FedAdagrad and FedYogi take it when it is set.",
-        run_config_key="tau",
-    ),
-    Variable(
-        name="FL_NUM_MALICIOUS",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="0",
-        rule=NON_NEGATIVE,
-        example="1",
-        help="Krum, MultiKrum and Bulyan: hostile nodes that they withstand.",
-        run_config_key="num-malicious",
-        aliases=("FL_BYZANTINE_CLIENTS",),
-    ),
-    Variable(
-        name="FL_TRIM_BETA",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="0.2",
-        rule=syntax.number("must be between 0.0 and 0.5, exclusive", lambda x: 0 < x < 0.5),
-        example="0.1",
-        help="FedTrimmedAvg: share that is cut off at each end.",
-        run_config_key="trim-beta",
-        aliases=("FL_TRIM_RATIO",),
-    ),
-)
-
-_CHECKPOINTS = (
-    Variable(
-        name="FL_CHECKPOINT_ENABLED",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="NO",
-        rule=BOOLEAN,
-        example="YES",
-        help="Export the model while it trains; what a resume needs is kept in any case.",
-        run_config_key="checkpoint-enabled",
-    ),
-    Variable(
-        name="FL_CHECKPOINT_INTERVAL",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="5",
-        rule=POSITIVE,
-        example="1",
-        help="Rounds between two exports; the last round is always exported.",
-        run_config_key="checkpoint-interval",
-    ),
-    Variable(
-        name="FL_CHECKPOINT_PATH",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="/app/checkpoints",
-        rule=Rule(
-            "must be an absolute path in the container using [A-Za-z0-9._/-]",
-            syntax.parse_container_path,
-        ),
-        example="/app/exports",
-        help="Where the exports lie, as a container sees it.",
-        maps_to="container side of the mount",
-        run_config_key="checkpoint-path",
-    ),
-    Variable(
-        name="FL_CHECKPOINT_KEEP_LAST",
-        appliances=SUPERLINK,
-        level=Level.INSTANCE,
-        default="0",
-        rule=NON_NEGATIVE,
-        example="3",
-        help="Newest exports that are kept; 0 keeps all.",
-        run_config_key="checkpoint-keep-last",
-        ours=True,
-    ),
-    Variable(
-        name="FL_CHECKPOINT_KEEP_EVERY",
-        appliances=SUPERLINK,
-        level=Level.INSTANCE,
-        default="0",
-        rule=NON_NEGATIVE,
-        example="50",
-        help="Besides the newest, exports of rounds that it divides are kept; 0: no other.",
-        run_config_key="checkpoint-keep-every",
-        ours=True,
-    ),
-    Variable(
-        name="FL_CHECKPOINT_RESUME",
-        appliances=SUPERLINK,
-        level=Level.ROLE,
-        default="YES",
-        rule=BOOLEAN,
-        example="NO",
-        help="Continue from the newest export when there is nothing else to resume.",
-        run_config_key="checkpoint-resume",
-        in_effect=False,
     ),
 )
 
@@ -520,31 +248,6 @@ _GPU = (
         example="0.5",
         help="Share of the GPU memory that PyTorch may take.",
         maps_to="env `FL_GPU_MEMORY_FRACTION`",
-    ),
-)
-
-_KEEPALIVE = (
-    Variable(
-        name="FL_GRPC_KEEPALIVE_TIME",
-        appliances=BOTH,
-        level=Level.MULTI_SITE,
-        default="60",
-        rule=POSITIVE,
-        example="30",
-        help="Seconds that a connection may idle before it is probed.",
-        maps_to="idle limit of a node's connection",
-        in_effect=False,
-    ),
-    Variable(
-        name="FL_GRPC_KEEPALIVE_TIMEOUT",
-        appliances=BOTH,
-        level=Level.MULTI_SITE,
-        default="20",
-        rule=POSITIVE,
-        example="10",
-        help="Seconds without answer after which a connection is given up.",
-        maps_to="limit of a probe",
-        in_effect=False,
     ),
 )
 
@@ -595,41 +298,18 @@ _MONITORING = (
     ),
 )
 
-_EDGE = (
-    Variable(
-        name="FL_EDGE_BACKOFF",
-        appliances=SUPERNODE,
-        level=Level.EDGE,
-        default="exponential",
-        rule=syntax.one_of(("exponential", "fixed")),
-        example="fixed",
-        help="How the waits grow while an edge node looks for its coordinator.",
-        maps_to="discovery",
-    ),
-    Variable(
-        name="FL_EDGE_MAX_BACKOFF",
-        appliances=SUPERNODE,
-        level=Level.EDGE,
-        default="300",
-        rule=POSITIVE,
-        example="60",
-        help="Seconds that such a wait lasts at most.",
-        maps_to="discovery",
-    ),
-)
-
 GROUPS: Mapping[str, tuple[Variable, ...]] = {
     "Core": _CORE,
-    "Connection of a SuperNode": _CONNECTION,
-    "TLS": _TLS,
+    "Connection of a SuperNode": connection.CONNECTION,
+    "TLS": connection.TLS,
     "Who may connect": access.ROWS,
     "Framework and use case": _USE_CASE,
-    "Training": _TRAINING,
-    "Checkpoints": _CHECKPOINTS,
+    "Training": training.TRAINING,
+    "Checkpoints": training.CHECKPOINTS,
     "GPU": _GPU,
-    "Keepalive": _KEEPALIVE,
+    "Keepalive": connection.KEEPALIVE,
     "Monitoring": _MONITORING,
-    "Edge": _EDGE,
+    "Edge": connection.EDGE,
     "Platform": guest_agent.ROWS,
 }
 """All rows, under the headings of docs/context.md."""
