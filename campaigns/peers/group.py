@@ -143,7 +143,10 @@ class Group:
         ]
         if name == self._record:
             command += ["--record", str(self.frames(name))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+        }
         if self._clocks:
             self.step_clock(name, 0)
             environment |= {

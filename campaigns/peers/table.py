@@ -37,6 +37,14 @@ BUGS = (
         "owned everything: 20.8 s to the second round. Now the attempt after the first stall does, "
         "and so do the next 32 rounds: 6.3 s, as long as the one stall takes",
     ),
+    (
+        "a member that sends truncated frames",
+        "gRPC was told anew at each connection which certificates are pinned, and frees what it was "
+        "told before although another thread may just begin a handshake with it: a few hundred "
+        "connections within a second, of a stranger even, ended a node with a segmentation fault. "
+        "Now it is told what has changed (`onefed.node.pins`), and a node accepts 256 connections "
+        "at a time, so that strangers cannot take its descriptors from its disk",
+    ),
 )
 """By what it was found, and what was wrong."""
 
@@ -44,9 +52,8 @@ EXPLAINED = {
     "clock of the leader an hour on": "libfaketime read its file at every look at a clock then, "
     "which made every process slow; it reads it once a second now. That this was the reason is "
     "likely and not shown",
-    "a member that sends truncated frames": "**not explained**: one of the nodes that were sent "
-    "them had ended by itself; its last words were not kept, which they are now. It was not seen "
-    "again in one more run",
+    "a member that sends truncated frames": "a node had ended by itself with a segmentation "
+    "fault of gRPC, which connections that come together could provoke: see the bugs below",
     "a member that sends replayed frames": "the consequence of the one before: with that node "
     "gone, the kill of this cell left two of four",
 }

@@ -17,6 +17,7 @@ import grpc
 
 from onefed.node import codec
 from onefed.node.contact import Contact
+from onefed.node.pins import Pins
 from onefed.node.transport import (
     CARRY_QUEUE_MAX,
     CHUNK_BYTES,
@@ -43,6 +44,9 @@ PAUSE_S = 0.05
 """Between two tries. gRPC itself waits longer and longer while an address does not answer."""
 REDIAL_FIRST_S, REDIAL_MAX_S = 0.1, 1.0
 STREAMS_PER_CONNECTION_MAX = 4
+CONNECTIONS_MAX = 256
+"""Accepted at a time, handshakes among them; more are closed at once. Each of 64 members has one,
+and a second one for a moment after the first broke."""
 HANDSHAKE_LIMIT_S = 5.0
 STOP_LIMIT_S = 0.2
 
@@ -95,6 +99,7 @@ class GrpcTransport:
                 *self._keepalive,
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
+                ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
                 ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
                 ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_LIMIT_S * 1000)),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
@@ -107,9 +112,7 @@ class GrpcTransport:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
-        credentials = grpc.dynamic_ssl_server_credentials(
-            self._pins(), self._pins, require_client_authentication=True
-        )
+        credentials = Pins(self._identity, self._contacts).credentials()
         self._server.add_secure_port(self._address, credentials)
         await self._server.start()
 
@@ -145,15 +148,6 @@ class GrpcTransport:
             to, contact, self._identity, self._receiver.on_lost, self._keepalive
         )
         return link
-
-    def _pins(self) -> Any:
-        """What the server shows and trusts; asked for at every handshake."""
-        certificates = [contact.certificate for contact in self._contacts().values()]
-        return grpc.ssl_server_certificate_configuration(
-            [(self._identity.private_key, self._identity.certificate)],
-            # Without any the handshake would trust the system's authorities.
-            b"".join(certificates) or self._identity.certificate,
-        )
 
     def _sender(self, context: Any) -> NodeId | None:
         """The member whose pinned certificate a connection has shown."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +18,14 @@ import pytest
 
 from onefed.node import codec
 from onefed.node.contact import Contact
-from onefed.node.grpc_transport import CARRY, FRAME_BYTES_MAX, SERVICE, TALK, GrpcTransport
+from onefed.node.grpc_transport import (
+    CARRY,
+    CONNECTIONS_MAX,
+    FRAME_BYTES_MAX,
+    SERVICE,
+    TALK,
+    GrpcTransport,
+)
 from onefed.node.transport import CHUNK_BYTES, Chunk, decode_chunk
 from onefed.peer.messages import Item, NodeId, Slice, Want
 from onefed.tls import member_identity
@@ -369,3 +377,57 @@ def test_an_unknown_method_is_refused_and_the_others_go_on(tmp_path: Path) -> No
 def test_the_frames_of_the_two_streams_are_told_apart() -> None:
     with pytest.raises(codec.CodecError):
         decode_chunk(WORD)
+
+
+STRANGERS = 3000
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+"""The beginning of a TLS handshake."""
+
+
+async def knock(address: str, says: bytes) -> None:
+    """Connect, say something, go away."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(says)
+        writer.transport.abort()
+
+
+def test_strangers_that_knock_all_at_once_do_not_end_the_process(tmp_path: Path) -> None:
+    """A thousand of them did, within a second: see ``onefed.node.pins``."""
+
+    async def scenario() -> None:
+        chance = random.Random(6)
+        texts = [b"", HELLO, b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+        async with two(tmp_path) as (one, other):
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.talk)
+            for _ in range(0, STRANGERS, 100):
+                says = [chance.choice((*texts, chance.randbytes(100))) for _ in range(100)]
+                await asyncio.gather(*(knock(one.address, text) for text in says))
+            other.talk("node-0", WORD)
+            await until(lambda: len(one.ears.talk) == 2)
+            assert one.ears.lost == other.ears.lost == []
+
+    asyncio.run(scenario())
+
+
+def test_connections_beyond_a_limit_are_closed_and_members_go_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.talk)
+            host, _, port = one.address.rpartition(":")
+            opened = [
+                await asyncio.open_connection(host, int(port)) for _ in range(2 * CONNECTIONS_MAX)
+            ]
+            ended = [asyncio.create_task(reader.read()) for reader, _ in opened]
+            await until(lambda: sum(task.done() for task in ended) >= CONNECTIONS_MAX)
+            other.talk("node-0", WORD)
+            await until(lambda: len(one.ears.talk) == 2)
+            for _, writer in opened:
+                writer.transport.abort()
+            await asyncio.gather(*ended, return_exceptions=True)
+            assert one.ears.lost == []
+
+    asyncio.run(scenario())
