@@ -145,7 +145,9 @@ class Group:
             command += ["--record", str(self.frames(name))]
         environment = {
             **os.environ,
-            **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
         }
         if self._clocks:
             self.step_clock(name, 0)

@@ -39,8 +39,8 @@ BUGS = (
     ),
     (
         "a member that sends truncated frames",
-        "gRPC was told anew at each connection which certificates are pinned, and frees what it was "
-        "told before although another thread may just begin a handshake with it: a few hundred "
+        "gRPC was told anew at each connection which certificates are pinned, and frees what it "
+        "was told before although another thread may just begin a handshake with it: a few hundred "
         "connections within a second, of a stranger even, ended a node with a segmentation fault. "
         "Now it is told what has changed (`onefed.node.pins`), and a node accepts 256 connections "
         "at a time, so that strangers cannot take its descriptors from its disk",
