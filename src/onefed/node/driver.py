@@ -591,8 +591,8 @@ class Node:
 
     def _fail(self, error: OnefedError) -> None:
         """End as if killed: the others go on, and the folder holds what was promised."""
-        self.error = error
-        self._says = "failed"
+        self.error, self._says = error, "failed"
+        self.learner.failed(error)
         self._world.emit(events.Notice("ERROR", str(error)))
         self._cancelled.set()
         if self._loop is not None:

@@ -201,8 +201,18 @@ class Learner:
         if not self._outcome.done():
             self._outcome.set_result(done)
 
+    def failed(self, error: OnefedError) -> None:
+        """The node has ended: whoever waits for what others have kept is told."""
+        if not self._outcome.done():
+            self._outcome.set_exception(error)
+            self._outcome.exception()  # perhaps nobody waits
+
     async def was_restored(self) -> bool:
-        """Wait until that is known."""
+        """Wait until that is known.
+
+        Raises:
+            OnefedError: the node has failed before.
+        """
         return await asyncio.shield(self._outcome)
 
     def with_parcels(self, saved: Saved, every: int) -> Saved:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.node.conftest import (
     LIMIT_S,
+    PACE,
     Group,
     ToyApp,
     by_the_rule,
@@ -29,6 +30,7 @@ from onefed.node.checkpoints import About, Checkpoint, Folder, Kind, file, parce
 from onefed.node.checkpoints import save_checkpoint as save
 from onefed.node.codec import CodecError
 from onefed.node.contact import family, predecessors, successor
+from onefed.node.world import ContributionsError
 from onefed.telemetry import events
 
 FOUR = ("node-0", "node-1", "node-2", "node-3")
@@ -270,7 +272,8 @@ def test_a_node_of_which_nobody_keeps_anything_begins_afresh(tmp_path: Path) -> 
     """Scenario A6."""
 
     async def scenario() -> None:
-        async with memory_group(tmp_path, rounds=16) as group:
+        async with memory_group(tmp_path, rounds=6) as group:
+            group.pace = replace(PACE, straggler_floor_s=1e3, straggler_cap_s=1e3)
             for name in FOUR[:3]:
                 group.make(name).settings.general.REMOTE_CHECKPOINT_INTERVAL = 0
             await group.start(*FOUR[:3], again=False)
@@ -287,10 +290,30 @@ def test_a_node_of_which_nobody_keeps_anything_begins_afresh(tmp_path: Path) -> 
             assert not await rejoin(gone, back.learner, back.communication_protocol)
             for name in group.apps:
                 group.apps[name].free.set()
-            await group.until(group.all_at(16))
+            await group.until(group.all_at(6))
 
             assert group.apps["r1-node-3"].privates[0] is None
             assert len(group.models()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_whoever_waits_for_a_restore_is_told_when_the_node_fails(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=16) as group:
+            group.pace = replace(PACE, straggler_floor_s=0.2, straggler_cap_s=0.2)
+            await group.start(*FOUR[:3])
+            await group.until(group.all_at(1))
+            gone = replace(group.nodes["node-0"].state, name="node-3")
+            back = group.make("r1-node-3")
+            await back.start()
+            for node in group.nodes.values():
+                node.connect(back.member)
+                back.connect(node.member)
+            for app in group.apps.values():
+                app.free.clear()  # nobody contributes: the whole group fails before it is restored
+            with pytest.raises(ContributionsError):
+                await rejoin(gone, back.learner, back.communication_protocol)
 
     asyncio.run(scenario())
 
