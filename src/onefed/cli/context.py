@@ -26,6 +26,9 @@ app = parsing.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", "-j", help="As JSON.")]
+FEDERATION = (context.Role.SUPERLINK, context.Role.SUPERNODE)
+"""Whose context one file may be; a peer's is another one."""
+
 RoleOption = Annotated[
     context.Role, typer.Option("--role", help="The machine that reads the variables.")
 ]
@@ -90,7 +93,9 @@ def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="context.sh, one_env, or alike.")],
     role: Annotated[
         context.Role | None,
-        typer.Option("--role", help="Check for one machine only.", show_default="both"),
+        typer.Option(
+            "--role", help="Check for one machine only.", show_default="superlink and supernode"
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -99,7 +104,7 @@ def check(
     Nothing of the file is executed. The exit code is 3 when a boot would refuse it.
     """
     given = read_context(file)
-    roles = list(context.Role) if role is None else [role]
+    roles = FEDERATION if role is None else [role]
     found = [context.resolve(each, context_file=given) for each in roles]
     findings = _once([finding for each in found for finding in each.findings], both=role is None)
     wrong = [finding for finding in findings if finding.severity.stops]

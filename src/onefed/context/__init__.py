@@ -3,6 +3,7 @@
 ``table``       one row per variable
 ``access``, ``connection``, ``training``, ``guest_agent``
                 more rows of the table, by topic
+``peers``       rows about a group without coordinator, and what a peer reads of the others
 ``requirements``  what values of several rows must be; the use cases and releases that we accept
 ``strategies``  what a value of ``FL_STRATEGY`` reads and needs
 ``variable``    what a row holds
@@ -19,8 +20,8 @@
 ``explain``     every effective value with its source
 ``reference``   docs/context.md
 
-The way through the room: ``parse_context_file``, ``resolve``, then ``superlink_settings`` or
-``supernode_settings``.
+The way through the room: ``parse_context_file``, ``resolve``, then ``superlink_settings``,
+``supernode_settings`` or ``peer_settings``.
 """
 
 from onefed.context.assignments import Assignments, parse_assignments
@@ -34,11 +35,16 @@ from onefed.context.outcome import (
     Source,
     Value,
 )
+from onefed.context.peers import PeerContact
+from onefed.context.peers import parse_contact as parse_peer_contact
 from onefed.context.requirements import USE_CASES
 from onefed.context.resolve import resolve
 from onefed.context.settings import (
+    PeerSettings,
     SuperLinkSettings,
     SuperNodeSettings,
+    peer_run_config,
+    peer_settings,
     run_config,
     superlink_settings,
     supernode_settings,
@@ -67,6 +73,8 @@ __all__ = [
     "ContextFile",
     "Finding",
     "Level",
+    "PeerContact",
+    "PeerSettings",
     "Resolution",
     "Role",
     "Severity",
@@ -78,6 +86,9 @@ __all__ = [
     "Variable",
     "parse_assignments",
     "parse_context_file",
+    "parse_peer_contact",
+    "peer_run_config",
+    "peer_settings",
     "render_pairs",
     "resolve",
     "run_config",

@@ -26,6 +26,8 @@ class Profile(enum.StrEnum):
     """Nodes of one site; told by hand where the coordinator is and which authority it has."""
     EDGE = "edge"
     """As a single site, with nodes whose uplink comes and goes."""
+    PEERS = "peers"
+    """A group without a coordinator, in one OneFlow service of one role (ours)."""
 
 
 ROLES: Mapping[Profile, tuple[Role, ...]] = {
@@ -33,6 +35,7 @@ ROLES: Mapping[Profile, tuple[Role, ...]] = {
     Profile.COORDINATOR: (Role.SUPERLINK,),
     Profile.TRAINING_SITE: (Role.SUPERNODE,),
     Profile.EDGE: (Role.SUPERLINK, Role.SUPERNODE),
+    Profile.PEERS: (Role.PEER,),
 }
 """The roles of each kind of service."""
 
@@ -41,6 +44,7 @@ LEVELS: Mapping[Profile, frozenset[Level]] = {
     Profile.COORDINATOR: frozenset({Level.ROLE, Level.MULTI_SITE}),
     Profile.TRAINING_SITE: frozenset({Level.ROLE, Level.MULTI_SITE}),
     Profile.EDGE: frozenset({Level.ROLE, Level.EDGE}),
+    Profile.PEERS: frozenset({Level.ROLE}),
 }
 """What a role is asked for, beside what the service is."""
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 
 from onefed.context import names
-from onefed.context.requirements import BOTH
+from onefed.context.requirements import BOTH, PEER
 from onefed.context.rules import CROSS_RULES
 from onefed.context.table import CHANGED_DEFAULTS, GROUPS
-from onefed.context.variable import Variable
+from onefed.context.variable import Role, Variable
 
 _HEAD = """\
 # Context variables
@@ -39,8 +39,12 @@ Marks:
 
 - **ours**: not among the 48 names of the appliance design.
 - **changed**: another default or meaning than there; the reasons are below.
+- **both**: a federation's two machines, superlink and supernode; **all**: a peer, too.
 - **no effect yet**: checked, but nothing in this version reads it; setting it is a WARNING.
 """
+
+
+_ON = {BOTH: "both", BOTH | PEER: "all", PEER: "peer"}
 
 
 def render() -> str:
@@ -57,9 +61,10 @@ def _group(heading: str, rows: tuple[Variable, ...]) -> str:
 
 
 def _row(row: Variable) -> str:
-    marks = {"ours": row.ours, "changed": bool(row.changed), "no effect yet": not row.in_effect}
+    unread = "no effect yet, but on a peer" if Role.PEER in row.appliances else "no effect yet"
+    marks = {"ours": row.ours, "changed": bool(row.changed), unread: not row.in_effect}
     shown_marks = "".join(f" **{mark}**" for mark, applies in marks.items() if applies)
-    on = "both" if row.appliances == BOTH else ", ".join(sorted(row.appliances))
+    on = _ON.get(row.appliances) or ", ".join(sorted(row.appliances))
     target = f"run_config `{row.run_config_key}`" if row.run_config_key else row.maps_to
     return _cells(
         f"`{row.name}`{shown_marks}",

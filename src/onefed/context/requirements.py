@@ -20,6 +20,7 @@ FILE_CHARS_MAX = 128 * 1024
 
 SUPERLINK = frozenset({Role.SUPERLINK})
 SUPERNODE = frozenset({Role.SUPERNODE})
+PEER = frozenset({Role.PEER})
 BOTH = SUPERLINK | SUPERNODE
 
 POSITIVE = syntax.integer("must be a positive integer", 1)

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeAlias
 
-from onefed.context import syntax
+from onefed.context import peers, syntax
 from onefed.context.outcome import Finding, Severity, Value
-from onefed.context.requirements import BOTH, SUPERLINK, SUPERNODE
+from onefed.context.requirements import BOTH, PEER, SUPERLINK, SUPERNODE
 from onefed.context.strategies import PARAMETERS, STRATEGIES
 from onefed.context.table import RUN_CONFIG_NAMES, VARIABLES
 from onefed.context.variable import Role
@@ -212,6 +212,43 @@ def run_config_unclaimed(values: Values) -> Iterator[Finding]:
             )
 
 
+def peers_listed(values: Values) -> Iterator[Finding]:
+    if not values["FL_PEERS"].is_set:
+        if values["TOKEN"].text == "NO" and not values["FL_PEER_NAME"].is_set:
+            yield _finding(
+                Severity.ERROR,
+                "FL_PEERS",
+                "FL_PEERS is empty and TOKEN=NO: there is no way to find the other peers.",
+            )
+        return
+    listed = [contact.name for contact in peers.parse_contacts(values["FL_PEERS"].text)]
+    name, founders = values["FL_PEER_NAME"], values["FL_PEER_FOUNDERS"].text
+    if name.text not in listed:
+        said = f"FL_PEER_NAME={name.text} is not in it" if name.is_set else "FL_PEER_NAME is empty"
+        message = f"FL_PEERS is set and {said}: a peer has to know which of them it is."
+        yield _finding(Severity.ERROR, "FL_PEER_NAME", message, example=listed[0])
+    if len(listed) < int(founders):
+        message = f"FL_PEER_FOUNDERS={founders} and FL_PEERS lists {len(listed)} peers."
+        yield _finding(
+            Severity.ERROR, "FL_PEER_FOUNDERS", message, example=str(max(1, len(listed)))
+        )
+
+
+def founders_for_hostile_ones(values: Values) -> Iterator[Finding]:
+    name = values["FL_STRATEGY"].text
+    hostile = int(values["FL_NUM_MALICIOUS"].text)
+    founders = int(values["FL_PEER_FOUNDERS"].text)
+    needed = STRATEGIES[name].nodes_needed(hostile)
+    if founders < needed:
+        yield _finding(
+            Severity.ERROR,
+            "FL_PEER_FOUNDERS",
+            f"{name} with FL_NUM_MALICIOUS={hostile} needs {needed} peers, and FL_PEER_FOUNDERS is "
+            f"{founders}: found the group with more, or choose another rule.",
+            example=str(needed),
+        )
+
+
 CROSS_RULES = (
     CrossRule(
         "X2",
@@ -230,14 +267,14 @@ CROSS_RULES = (
     ),
     CrossRule(
         "X6",
-        SUPERLINK,
+        SUPERLINK | PEER,
         ("FL_STRATEGY",),
         "A parameter of a strategy that is not selected is ignored.",
         parameters_of_the_strategy,
     ),
     CrossRule(
         "X7",
-        SUPERLINK,
+        SUPERLINK | PEER,
         ("FL_STRATEGY", "FL_PROXIMAL_MU"),
         "FedProx needs an app that adds the proximal term; `FL_PROXIMAL_MU`=0 gives a WARNING.",
         proximal_term,
@@ -252,7 +289,7 @@ CROSS_RULES = (
     ),
     CrossRule(
         "X10",
-        SUPERLINK,
+        SUPERLINK | PEER,
         ("FL_CHECKPOINT_ENABLED",),
         "The other `FL_CHECKPOINT_*` are ignored unless `FL_CHECKPOINT_ENABLED` is YES.",
         checkpoints_enabled,
@@ -296,7 +333,7 @@ CROSS_RULES = (
     ),
     CrossRule(
         "X23",
-        BOTH,
+        BOTH | PEER,
         ("FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT"),
         "`FL_GRPC_KEEPALIVE_TIMEOUT` is less than `FL_GRPC_KEEPALIVE_TIME`; "
         "a time below 10 gives a WARNING.",
@@ -311,10 +348,25 @@ CROSS_RULES = (
     ),
     CrossRule(
         "O1",
-        SUPERLINK,
+        SUPERLINK | PEER,
         ("FL_RUN_CONFIG",),
         "`FL_RUN_CONFIG` names no key of the run_config that belongs to another variable.",
         run_config_unclaimed,
+    ),
+    CrossRule(
+        "O2",
+        PEER,
+        ("TOKEN", "FL_PEERS", "FL_PEER_NAME", "FL_PEER_FOUNDERS"),
+        "`FL_PEERS` holds `FL_PEER_NAME` and at least `FL_PEER_FOUNDERS` peers; "
+        "without it a peer needs OneGate (`TOKEN`=YES), or a name to tell its contact under.",
+        peers_listed,
+    ),
+    CrossRule(
+        "O3",
+        PEER,
+        ("FL_STRATEGY", "FL_NUM_MALICIOUS", "FL_PEER_FOUNDERS"),
+        "Krum, MultiKrum and Bulyan need as many `FL_PEER_FOUNDERS` as X8 says for nodes.",
+        founders_for_hostile_ones,
     ),
 )
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onefed.context.outcome import Resolution
+    from onefed.context.peers import PeerContact
     from onefed.context.syntax import ConfigValue
 
 _T = TypeVar("_T")
@@ -145,6 +146,44 @@ class SuperNodeSettings:
     """``text`` or ``json`` (FL_LOG_FORMAT)."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeerSettings:
+    """Settings of a peer."""
+
+    flower_version: str
+    """``X.Y.Z``, a tested release (FLOWER_VERSION)."""
+    num_rounds: int
+    """Rounds of the whole run, at least 1 (FL_NUM_ROUNDS)."""
+    strategy: str
+    """Aggregation rule, one of ``strategies.STRATEGIES`` (FL_STRATEGY)."""
+    strategy_parameters: Mapping[str, ConfigValue]
+    """Of that rule, by key of the run_config (FL_PROXIMAL_MU, FL_NUM_MALICIOUS, ...)."""
+    seed: int
+    """Seed of the run, 0 to 2^63 - 1 (FL_SEED)."""
+    extra_run_config: Mapping[str, ConfigValue]
+    """Keys of the app; none belongs to another variable (FL_RUN_CONFIG)."""
+    use_case: str
+    """Built-in app, one of ``requirements.USE_CASES`` (FL_USE_CASE)."""
+    founders: int
+    """Peers that found the group, at least 1 (FL_PEER_FOUNDERS)."""
+    listed: tuple[PeerContact, ...]
+    """All peers, in the operator's order. Empty: ask OneGate (FL_PEERS)."""
+    name: str | None
+    """Own name in that list. None: made of the VM's id (FL_PEER_NAME)."""
+    port: int
+    """Where it listens, 1024 to 65535 (FL_PEER_PORT)."""
+    topology: str
+    """``full``, ``ring``, ``line`` or ``star`` (FL_PEER_TOPOLOGY)."""
+    keepalive_time_s: int
+    """A connection that idles for so long is probed (FL_GRPC_KEEPALIVE_TIME)."""
+    keepalive_timeout_s: int
+    """... and given up without an answer (FL_GRPC_KEEPALIVE_TIMEOUT)."""
+    checkpoint_enabled: bool
+    """Keep checkpoints where people look for them (FL_CHECKPOINT_ENABLED)."""
+    checkpoint_keep_last: int
+    """Newest rounds of them that are kept; 0: all (FL_CHECKPOINT_KEEP_LAST)."""
+
+
 def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
     """Raises ``ContextError`` with every finding that stops, or none."""
     read = _Reader(resolution, Role.SUPERLINK)
@@ -214,6 +253,40 @@ def supernode_settings(resolution: Resolution) -> SuperNodeSettings:
         log_level=read.required("FL_LOG_LEVEL", str),
         log_format=read.required("FL_LOG_FORMAT", str),
     )
+
+
+def peer_settings(resolution: Resolution) -> PeerSettings:
+    """Raises ``ContextError`` with every finding that stops, or none."""
+    read = _Reader(resolution, Role.PEER)
+    return PeerSettings(
+        flower_version=read.required("FLOWER_VERSION", str),
+        num_rounds=read.required("FL_NUM_ROUNDS", int),
+        strategy=(strategy := read.required("FL_STRATEGY", str)),
+        strategy_parameters=read.parameters_of(strategy),
+        seed=read.required("FL_SEED", int),
+        extra_run_config=read.optional("FL_RUN_CONFIG", dict) or {},
+        use_case=read.required("FL_USE_CASE", str),
+        founders=read.required("FL_PEER_FOUNDERS", int),
+        listed=read.optional("FL_PEERS", tuple) or (),
+        name=read.optional("FL_PEER_NAME", str),
+        port=read.required("FL_PEER_PORT", int),
+        topology=read.required("FL_PEER_TOPOLOGY", str),
+        keepalive_time_s=read.required("FL_GRPC_KEEPALIVE_TIME", int),
+        keepalive_timeout_s=read.required("FL_GRPC_KEEPALIVE_TIMEOUT", int),
+        checkpoint_enabled=read.required("FL_CHECKPOINT_ENABLED", bool),
+        checkpoint_keep_last=read.required("FL_CHECKPOINT_KEEP_LAST", int),
+    )
+
+
+def peer_run_config(settings: PeerSettings) -> dict[str, ConfigValue]:
+    """What an app and its rule are told without a coordinator."""
+    return {
+        **settings.extra_run_config,
+        "strategy": settings.strategy,
+        **settings.strategy_parameters,
+        "num-server-rounds": settings.num_rounds,
+        "seed": settings.seed,
+    }
 
 
 def run_config(settings: SuperLinkSettings) -> dict[str, ConfigValue]:

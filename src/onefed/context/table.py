@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onefed.context import access, connection, guest_agent, syntax, training
+from onefed.context import access, connection, guest_agent, peers, syntax, training
 from onefed.context.requirements import (
     ADDRESS,
     BOOLEAN,
@@ -298,7 +298,7 @@ _MONITORING = (
     ),
 )
 
-GROUPS: Mapping[str, tuple[Variable, ...]] = {
+_GROUPS: Mapping[str, tuple[Variable, ...]] = {
     "Core": _CORE,
     "Connection of a SuperNode": connection.CONNECTION,
     "TLS": connection.TLS,
@@ -310,8 +310,11 @@ GROUPS: Mapping[str, tuple[Variable, ...]] = {
     "Keepalive": connection.KEEPALIVE,
     "Monitoring": _MONITORING,
     "Edge": connection.EDGE,
+    "Peers": peers.ROWS,
     "Platform": guest_agent.ROWS,
 }
+
+GROUPS = peers.with_readers(_GROUPS)
 """All rows, under the headings of docs/context.md."""
 
 VARIABLES: Mapping[str, Variable] = {row.name: row for rows in GROUPS.values() for row in rows}

@@ -11,10 +11,12 @@ _WHITE_SPACE = str.maketrans("\r\n\t", "   ")
 
 
 class Role(enum.StrEnum):
-    """The two appliances of a federation, by their OneFlow role names."""
+    """The appliances, by their OneFlow role names: two of a federation, one of a group of peers."""
 
     SUPERLINK = "superlink"
     SUPERNODE = "supernode"
+    PEER = "peer"
+    """Trains without a coordinator (ours)."""
 
 
 class Level(enum.StrEnum):
@@ -63,7 +65,7 @@ class Variable:
     ours: bool = False
     """Not among the 48 names of the appliance design."""
     in_effect: bool = True
-    """Something reads it. If not, setting it gives a WARNING."""
+    """Something of the hub reads it. If not, setting it there gives a WARNING."""
     changed: str = ""
     """Why the default, or its meaning, differs from the appliance design. Empty: it does not."""
 
@@ -79,6 +81,10 @@ class Variable:
     def is_hidden(self) -> bool:
         """Messages show no value: a file in base64 may be the wrong file, for example a key."""
         return self.secret or self.kind is syntax.Kind.TEXT64
+
+    def has_effect_on(self, role: Role) -> bool:
+        """Whether something reads it there; a peer reads all that it is given."""
+        return self.in_effect or role is Role.PEER
 
     def parse(self, text: str) -> object:
         """Check a trimmed value and give what the settings hold; None for an empty one.

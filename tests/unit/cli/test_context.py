@@ -73,7 +73,7 @@ def test_explain_has_every_variable_with_its_source(
     file.write_text("FL_LOG_LEVEL='DEBUG'\n")
     shown = onefed(
         *("context", "explain", "--role", role.value, "--json", "--context", str(file)),
-        *("--set", "FL_ISOLATION=subprocess"),
+        *("--set", "FL_LOG_FORMAT=json"),
     )
     rows = {row["name"]: row for row in json.loads(shown.out)["variables"]}
     assert set(rows) == {row.name for row in VARIABLES.values() if role in row.appliances}
@@ -81,7 +81,7 @@ def test_explain_has_every_variable_with_its_source(
         "DEBUG",
         "context file",
     )
-    assert rows["FL_ISOLATION"]["source"] == "command line"
+    assert rows["FL_LOG_FORMAT"]["source"] == "command line"
     assert rows["FL_TLS_ENABLED"]["source"] == "default"
     assert rows["FL_TLS_ENABLED"]["changed"]
 

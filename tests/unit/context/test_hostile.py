@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from onefed.context import (
     ContextError,
+    Resolution,
     Role,
     parse_context_file,
+    peer_settings,
     resolve,
     superlink_settings,
     supernode_settings,
@@ -123,6 +125,13 @@ NASTY = st.text(
 )
 
 
+SETTINGS = {
+    Role.SUPERLINK: superlink_settings,
+    Role.SUPERNODE: supernode_settings,
+    Role.PEER: peer_settings,
+}
+
+
 @pytest.mark.parametrize("role", Role)
 @given(values=st.dictionaries(NAMES, NASTY, max_size=8), agent=st.booleans())
 def test_any_context_ends_in_settings_or_in_one_complete_report(
@@ -131,7 +140,7 @@ def test_any_context_ends_in_settings_or_in_one_complete_report(
     raw = {name: text.encode("utf-8", "surrogateescape") for name, text in values.items()}
     given_file = parse_context_file((one_env if agent else context_sh)(raw))
     found = resolve(role, context_file=given_file)
-    read = superlink_settings if role is Role.SUPERLINK else supernode_settings
+    read: Callable[[Resolution], object] = SETTINGS[role]
     if found.errors:
         with pytest.raises(ContextError) as refused:
             read(found)

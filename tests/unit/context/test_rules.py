@@ -13,7 +13,7 @@ from onefed.context.table import VARIABLES
 if TYPE_CHECKING:
     from conftest import Material
 
-SUPERLINK, SUPERNODE = Role.SUPERLINK, Role.SUPERNODE
+SUPERLINK, SUPERNODE, PEER = Role.SUPERLINK, Role.SUPERNODE, Role.PEER
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 
 
@@ -148,7 +148,7 @@ def test_x14_static_address_without_ca(material: Material) -> None:
 @pytest.mark.parametrize("role", Role)
 def test_x23_a_probe_is_answered_before_the_next_one(role: Role) -> None:
     time, timeout = "FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT"
-    not_yet = [(WARNING, time), (WARNING, timeout)]
+    not_yet = [] if role is Role.PEER else [(WARNING, time), (WARNING, timeout)]
     assert findings(role, **{time: "60", timeout: "60"}) == [*not_yet, (ERROR, timeout)]
     assert findings(role, **{time: "30", timeout: "10"}) == not_yet
     assert findings(role, **{time: "9", timeout: "3"}) == [*not_yet, (WARNING, time)]
@@ -177,3 +177,31 @@ def test_o1_run_config_that_belongs_to_a_variable() -> None:
     [error] = resolution.errors
     assert "set FL_SEED instead" in error.message
     assert findings(SUPERLINK, FL_RUN_CONFIG="local-epochs=2 beta-1=0.5") == []
+
+
+PEERS = "site-0=h:1#MIIB,site-1=h:2#MIIC,site-2=h:3#MIID"
+
+
+def test_o2_a_peer_of_a_list_knows_which_one_it_is() -> None:
+    assert findings(PEER, FL_PEERS=PEERS) == [(ERROR, "FL_PEER_NAME")]
+    assert findings(PEER, FL_PEERS=PEERS, FL_PEER_NAME="site-3") == [(ERROR, "FL_PEER_NAME")]
+    assert findings(PEER, FL_PEERS=PEERS, FL_PEER_NAME="site-2", TOKEN="NO") == []
+
+
+def test_o2_a_list_is_long_enough_to_found_the_group() -> None:
+    own = {"FL_PEERS": PEERS, "FL_PEER_NAME": "site-0"}
+    assert findings(PEER, **own, FL_PEER_FOUNDERS="4") == [(ERROR, "FL_PEER_FOUNDERS")]
+    assert findings(PEER, **own, FL_PEER_FOUNDERS="2") == []
+
+
+def test_o2_without_a_list_there_is_onegate_or_a_name_to_be_listed_under() -> None:
+    assert findings(PEER, TOKEN="NO") == [(ERROR, "FL_PEERS")]
+    assert findings(PEER, TOKEN="NO", FL_PEER_NAME="site-0") == []
+
+
+@pytest.mark.parametrize(("strategy", "needed"), [("Krum", 5), ("Bulyan", 7)])
+def test_o3_a_group_is_founded_by_as_many_as_its_rule_needs(strategy: str, needed: int) -> None:
+    given = {"FL_STRATEGY": strategy, "FL_NUM_MALICIOUS": "1"}
+    few = findings(PEER, **given, FL_PEER_FOUNDERS=str(needed - 1))
+    assert few == [(ERROR, "FL_PEER_FOUNDERS")]
+    assert findings(PEER, **given, FL_PEER_FOUNDERS=str(needed)) == []

@@ -14,10 +14,14 @@ from onefed.context import (
     Address,
     Assignments,
     ContextError,
+    PeerContact,
+    PeerSettings,
     Role,
     SuperLinkSettings,
     SuperNodeSettings,
     parse_assignments,
+    peer_run_config,
+    peer_settings,
     render_pairs,
     resolve,
     run_config,
@@ -303,3 +307,49 @@ def test_malformed_assignments_are_reported_together_without_their_values() -> N
         parse_assignments([secret, f"Key={secret}", "seed=1"])
     assert len(caught.value.findings) == 3
     assert secret[40:] not in str(caught.value)
+
+
+def peer(**given: str) -> PeerSettings:
+    return peer_settings(resolve(Role.PEER, explicit=given))
+
+
+def test_peer_defaults() -> None:
+    assert peer() == PeerSettings(
+        flower_version="1.41.0",
+        num_rounds=3,
+        strategy="FedAvg",
+        strategy_parameters={},
+        seed=0,
+        extra_run_config={},
+        use_case="image-classification",
+        founders=3,
+        listed=(),
+        name=None,
+        port=9095,
+        topology="full",
+        keepalive_time_s=60,
+        keepalive_timeout_s=20,
+        checkpoint_enabled=False,
+        checkpoint_keep_last=0,
+    )
+
+
+def test_the_list_of_peers_keeps_its_order_and_reads_as_it_is_written() -> None:
+    text = "site-1=fl.example.com:9095#MIIB,site-0=10.0.0.1:9195#MIIC"
+    listed = peer(FL_PEERS=text, FL_PEER_NAME="site-0", FL_PEER_FOUNDERS="2").listed
+    assert listed[0] == PeerContact("site-1", Address("fl.example.com", 9095), "MIIB")
+    assert ",".join(map(str, listed)) == text
+
+
+def test_an_app_is_told_the_same_by_peers_as_by_a_hub() -> None:
+    given = {"FL_STRATEGY": "FedProx", "FL_PROXIMAL_MU": "0.5", "FL_SEED": "7"}
+    given["FL_RUN_CONFIG"] = "local-epochs=2"
+    told, hub = peer_run_config(peer(**given)), run_config(superlink(**given))
+    assert told.items() <= hub.items()
+    assert set(hub) - set(told) == {
+        "min-fit-clients",
+        "min-evaluate-clients",
+        "min-available-clients",
+        "round-timeout-s",
+        "round-timeout-min-s",
+    }

@@ -119,6 +119,23 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "FL_DCGM_ENABLED": BOOLEANS,
     "FL_EDGE_BACKOFF": ("linear",),
     "FL_EDGE_MAX_BACKOFF": POSITIVE,
+    "FL_PEER_FOUNDERS": ("51", *POSITIVE),
+    "FL_PEERS": (
+        "site-0",
+        "site-0=h:1",
+        "site-0=h#MIIB",
+        "site=h:1#MIIB",
+        "Site-0=h:1#MIIB",
+        "site-0=h:1#no base64",
+        "site-0=h:1#" + "MIIB" * 400,
+        "site-0=h:1#MIIB,",
+        "site-0=h:1#MIIB,site-0=h:2#MIIC",
+        "site-0=h:1#MIIB,site-1=h:1#MIIC",
+        "site-0=h:1#MIIB,site-1=h:2#MIIB",
+    ),
+    "FL_PEER_NAME": ("site", "-0", "a b-0", "../x-0", "site-", "x" * 60 + "-0", "site-1234567"),
+    "FL_PEER_PORT": ("80", *POSITIVE),
+    "FL_PEER_TOPOLOGY": ("mesh", "Ring"),
     "TOKEN": BOOLEANS,
     "NETWORK": BOOLEANS,
     "REPORT_READY": BOOLEANS,
@@ -130,7 +147,7 @@ ROWS = list(VARIABLES.values())
 
 
 def role_of(row: Variable) -> Role:
-    return min(row.appliances)
+    return max(row.appliances)  # a peer reads what has no effect yet on others
 
 
 def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
@@ -150,6 +167,11 @@ def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
         "FL_ROUND_TIMEOUT_MIN",
         "FL_CHECKPOINT_KEEP_LAST",
         "FL_CHECKPOINT_KEEP_EVERY",
+        "FL_PEER_FOUNDERS",
+        "FL_PEERS",
+        "FL_PEER_NAME",
+        "FL_PEER_PORT",
+        "FL_PEER_TOPOLOGY",
     }
     assert len(VARIABLES) - len(ours) == 48
 
