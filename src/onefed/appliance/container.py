@@ -24,6 +24,9 @@ CLIENT = {"PATH": "/usr/bin:/bin", "DOCKER_CONFIG": "/nonexistent"}
 USER = "49999:49999"
 """``app`` in Flower's images."""
 
+ROLES = (Role.SUPERLINK, Role.SUPERNODE)
+"""Whose programs there are images for."""
+
 PIDS_MAX = 4096
 LOG_SIZE_MAX = "10m"
 LOG_FILES_MAX = 3

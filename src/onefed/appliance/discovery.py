@@ -118,13 +118,12 @@ def waits(backoff: str | None, wait_max_s: float) -> Iterator[float]:
     return edge_waits(wait_max_s) if backoff == "exponential" else standard_waits()
 
 
-def partition(gate: onegate.OneGate, vm_id: str) -> partitions.Partition | None:
-    """The partition of a supernode, by what the others have claimed; None when it is none."""
+def partition(
+    gate: onegate.OneGate, vm_id: str, role_name: str = SUPERNODE_ROLE
+) -> partitions.Partition | None:
+    """The partition of a machine of a role, by what the others claim; None when it is none."""
     members = [
-        node.vm_id
-        for role in gate.service().roles
-        if role.name == SUPERNODE_ROLE
-        for node in role.nodes
+        node.vm_id for role in gate.service().roles if role.name == role_name for node in role.nodes
     ]
     if len(members) > CLAIMS_READ_MAX:
         return partitions.assign(members, {}, vm_id)
@@ -137,21 +136,24 @@ def partition(gate: onegate.OneGate, vm_id: str) -> partitions.Partition | None:
 
 
 def claim_partition(
-    gate: onegate.OneGate, vm_id: str, sleep: Callable[[float], None]
+    gate: onegate.OneGate,
+    vm_id: str,
+    sleep: Callable[[float], None],
+    role_name: str = SUPERNODE_ROLE,
 ) -> partitions.Partition | None:
     """Take a partition and look again: of two that took the same one, the younger moves.
 
     Raises:
         onegate.OneGateError: OneGate does not answer or does not take the claim.
     """
-    found = partition(gate, vm_id)
+    found = partition(gate, vm_id, role_name)
     for attempt in range(CLAIM_TRIES):
         if found is None or gate.vm().attributes.get(CLAIM) == str(found.id):
             return found
         gate.publish(CLAIM, str(found.id))
         if attempt:
             sleep(CLAIM_LOOK_S)
-        again = partition(gate, vm_id)
+        again = partition(gate, vm_id, role_name)
         if again is None or again.id == found.id:
             return again
         found = again

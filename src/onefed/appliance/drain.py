@@ -6,9 +6,17 @@ How long a program may take is in its own limit (``Program.stop_timeout_s``).
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from onefed import context
 from onefed.opennebula import onegate
+
+READY: Mapping[context.Role, str] = {
+    context.Role.SUPERLINK: "FL_READY",
+    context.Role.SUPERNODE: "FL_NODE_READY",
+    context.Role.PEER: "FL_READY",
+}
+"""The attribute that says whether a machine may be used."""
 
 IDLE = "1"
 DISCONNECTED = "3"
@@ -17,8 +25,7 @@ DISCONNECTED = "3"
 
 def begin(gate: onegate.OneGate | None, role: context.Role) -> None:
     """Tell OneGate, best effort, that this machine takes nothing new."""
-    ready = "FL_READY" if role is context.Role.SUPERLINK else "FL_NODE_READY"
-    _publish(gate, ready, "NO")
+    _publish(gate, READY[role], "NO")
 
 
 def end(gate: onegate.OneGate | None, role: context.Role) -> None:

@@ -22,7 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import drain, keeper, machine, steps, superlink, supernode, surroundings
+from onefed.appliance import (
+    drain,
+    keeper,
+    machine,
+    peer,
+    steps,
+    superlink,
+    supernode,
+    surroundings,
+)
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import ProcessRuntime, Program, Restart, die_with_parent
 from onefed.errors import ExitCode, OnefedError
@@ -156,14 +165,16 @@ class Guest:
             failpoints=self._options.failpoints,
         )
         resolution = context.resolve(self._options.role, context_file=given.context)
-        apply: Callable[[], None]
-        if self._options.role is context.Role.SUPERLINK:
-            coordinator = superlink.SuperLink(edge, resolution)
-            self._coordinator = coordinator
-            apply = functools.partial(steps.apply, superlink.STEPS, coordinator)
-        else:
-            node = supernode.SuperNode(edge, resolution)
-            apply = functools.partial(steps.apply, supernode.STEPS, node)
+        apply: Callable[..., None]
+        match self._options.role:
+            case context.Role.SUPERLINK:
+                self._coordinator = superlink.SuperLink(edge, resolution)
+                apply = functools.partial(steps.apply, superlink.STEPS, self._coordinator)
+            case context.Role.SUPERNODE:
+                node = supernode.SuperNode(edge, resolution)
+                apply = functools.partial(steps.apply, supernode.STEPS, node)
+            case context.Role.PEER:
+                apply = functools.partial(steps.apply, peer.STEPS, peer.Peer(edge, resolution))
         machine.make_folder(self._paths.config, 0o750)
         apply(
             status_file=self._paths.status,

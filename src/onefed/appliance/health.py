@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import machine, programs
+from onefed.appliance import machine, peer_state, programs
 from onefed.appliance.paths import Paths
 from onefed.tls import material
 
@@ -38,6 +38,9 @@ def look(
     if resolution.errors:
         return [Check("context", False, f"{len(resolution.errors)} variables are not valid")]
     facts = machine.read_facts(paths)
+    if role is context.Role.PEER:
+        found = peer_state.look(paths, facts.get("peer_name", ""), now)
+        return [Check("peer", found.takes_part, str(found))]
     if role is context.Role.SUPERLINK:
         chosen = context.superlink_settings(resolution)
         address, tls = programs.loopback_address(chosen), chosen.tls_enabled

@@ -84,7 +84,7 @@ class Edge:
     clock: Callable[[], float]
     """Monotonic seconds."""
     now: Callable[[], datetime]
-    """Aware; for certificates only."""
+    """Aware; for certificates, and how old a file is."""
     sleep: Callable[[float], None]
     warn: Callable[[str], None]
     platform: Platform = field(default_factory=Processes)

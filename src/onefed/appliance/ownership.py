@@ -26,7 +26,7 @@ def owned(paths: Paths) -> tuple[Path, ...]:
             paths.flower_home,
             paths.logs,
         ),
-        *(paths.superexec_secret, paths.supervisor, paths.gate_token),
+        *(paths.superexec_secret, paths.supervisor, paths.peer, paths.gate_token),
     )
 
 

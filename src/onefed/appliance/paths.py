@@ -105,6 +105,25 @@ class Paths:
         return self.state / "recovery"
 
     @property
+    def peer(self) -> Path:
+        """What a peer's program is told; 0600."""
+        return self.config / "peer.json"
+
+    @property
+    def peers(self) -> Path:
+        """Peer: its group, as ``onefed peer`` finds it below ``ONEFED_HOME=state``; 0700."""
+        return self.state / "peers/machine"
+
+    def peer_node(self, name: str) -> Path:
+        """Peer: identity, journal and models of a node of that group."""
+        return self.peers / "nodes" / name
+
+    @property
+    def peer_roster(self) -> Path:
+        """Peer: the founders of its group, pinned; kept over reboots."""
+        return self.peers / "roster"
+
+    @property
     def requests(self) -> Path:
         """Where people ask a running supervisor for something (``flower.mailbox``); 0700."""
         return self.state / "requests"

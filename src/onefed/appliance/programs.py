@@ -46,6 +46,13 @@ SUPERNODE_EARLY_DEATHS_MORE = 6
 ends at each refusal; with the growing pauses so many starts take more than a minute longer."""
 
 
+PEER_STOP_S = 10.0
+"""It ends its training process and closes its connections; what it has promised is on disk."""
+
+PEER_KEPT_ROUNDS = 3
+"""Of a peer's own checkpoints where nobody asked for them: enough to come back from."""
+
+
 def environment(
     paths: Paths,
     inherited: Mapping[str, str],
@@ -213,6 +220,13 @@ def supernode(
             early_deaths_more=SUPERNODE_EARLY_DEATHS_MORE,
         ),
     )
+
+
+def peer(paths: Paths, base: Mapping[str, str], log_level: str) -> tuple[Program, ...]:
+    """A peer's one program. It is of a room above this one, which is started and not imported."""
+    argv = [sys.executable, "-P", "-m", "onefed.local.peer_machine", str(paths.peer)]
+    mine = {**base, "FLWR_LOG_LEVEL": log_level, "ONEFED_DATA_DIR": str(paths.data)}
+    return (_ours("peer", argv, mine, paths, PEER_STOP_S, (paths.peer, paths.gate_token)),)
 
 
 def loopback_address(settings: SuperLinkSettings) -> str:

@@ -21,6 +21,8 @@ from onefed.appliance import (
     keeper,
     machine,
     ownership,
+    peer,
+    peer_state,
     platform,
     steps,
     superlink,
@@ -44,8 +46,25 @@ STOP_LIMIT_S = 120.0
 """Beyond the limits of all programs together."""
 
 
-class NoSystemdError(OnefedError):
-    """Containers are units of systemd, and there is none."""
+STEPS: Mapping[context.Role, tuple[Step[Any], ...]] = {
+    context.Role.SUPERLINK: superlink.STEPS,
+    context.Role.SUPERNODE: supernode.STEPS,
+    context.Role.PEER: peer.STEPS,
+}
+"""What each kind of machine boots by."""
+
+Subject = superlink.SuperLink | supernode.SuperNode | peer.Peer
+
+SUBJECTS: Mapping[context.Role, Callable[[machine.Edge, context.Resolution], Subject]] = {
+    context.Role.SUPERLINK: superlink.SuperLink,
+    context.Role.SUPERNODE: supernode.SuperNode,
+    context.Role.PEER: peer.Peer,
+}
+"""What these steps work on."""
+
+
+class RuntimeRefusedError(OnefedError):
+    """The programs of this machine do not run in that way, or not here."""
 
     exit_code = ExitCode.USAGE
 
@@ -99,9 +118,7 @@ class World:
 
 def plan(role: context.Role, stage: Stage | None = None) -> tuple[Step[Any], ...]:
     """The ordered steps of a role, or of one stage: nothing is read and nothing is changed."""
-    every: tuple[Step[Any], ...] = (
-        superlink.STEPS if role is context.Role.SUPERLINK else supernode.STEPS
-    )
+    every = STEPS[role]
     first = next(i for i, step in enumerate(every) if step.stage is Stage.BOOTSTRAP)
     if stage is Stage.CONFIGURE:
         return every[:first]
@@ -113,7 +130,9 @@ def apply(order: Order, stage: Stage, world: World) -> None:
 
     Raises:
         BootError: a step failed; OneGate was told.
+        RuntimeRefusedError: the machine's programs do not run in that way.
     """
+    require_runtime(order.role, order.runtime)
     given = surroundings.look(order.paths, world.warn, order.context_file)
     gate = given.gate(world.warn)
     try:
@@ -128,15 +147,25 @@ def apply(order: Order, stage: Stage, world: World) -> None:
 
 def bootstrap(order: Order, world: World) -> str:
     """The stage after ``configure``: programs run and are healthy. Gives what came of it."""
+    require_runtime(order.role, order.runtime)
     if order.has_systemd:
         apply(order, Stage.BOOTSTRAP, world)
         return "every program is a unit of systemd and runs"
     if order.runtime is Runtime.DOCKER:
-        raise NoSystemdError(
+        raise RuntimeRefusedError(
             "The docker runtime needs systemd: its units start the containers.",
             hint="Use --runtime process here, or run this in a virtual machine.",
         )
     return _bootstrap_keeper(order, world)
+
+
+def require_runtime(role: context.Role, runtime: Runtime) -> None:
+    """Raise where there is no container for the programs of a role."""
+    if runtime is Runtime.DOCKER and role not in container.ROLES:
+        raise RuntimeRefusedError(
+            f"There is no container of a {role}: its program runs as a process.",
+            hint="Use --runtime process.",
+        )
 
 
 def renew(order: Order, world: World) -> steps.Outcome:
@@ -168,6 +197,8 @@ def stop(order: Order, world: World) -> bool:
         DrainError: it did not stop in time.
     """
     given = surroundings.look(order.paths, world.warn, order.context_file)
+    if order.role is context.Role.PEER:
+        _leave_group(order.paths, world)
     if not order.has_systemd:
         return _stop_keeper(order.paths, world)
     gate = given.gate(world.warn)
@@ -184,12 +215,24 @@ def stop(order: Order, world: World) -> bool:
     return bool(names)
 
 
+def _leave_group(paths: Paths, world: World) -> None:
+    """A machine that is drained will not be back; one that is only stopped leaves nothing."""
+    peer_state.leave(
+        paths,
+        machine.read_facts(paths).get("peer_name", ""),
+        now=world.now,
+        clock=world.clock,
+        sleep=world.sleep,
+        warn=world.warn,
+    )
+
+
 def _subject(
     order: Order,
     world: World,
     given: Surroundings,
     gate: onegate.OneGate | None,
-) -> superlink.SuperLink | supernode.SuperNode:
+) -> Subject:
     """A machine as its steps see it."""
     paths = order.paths
     resolution = context.resolve(order.role, context_file=given.context)
@@ -215,9 +258,7 @@ def _subject(
         platform=systemd or platform.Processes(),
         facts=facts,
     )
-    if order.role is context.Role.SUPERLINK:
-        return superlink.SuperLink(edge, resolution)
-    return supernode.SuperNode(edge, resolution)
+    return SUBJECTS[order.role](edge, resolution)
 
 
 def _apply(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import steps
+from onefed.appliance import drain, steps
 from onefed.appliance.failures import KnownFailureError
 from onefed.appliance.paths import Paths
 from onefed.errors import ExitCode, OnefedError, StorageError
@@ -99,8 +99,7 @@ def publish_failure(gate: onegate.OneGate | None, role: context.Role, error: One
     """Tell OneGate, best effort, that this machine is not ready, and why in a short code."""
     if gate is None:
         return
-    ready = "FL_READY" if role is context.Role.SUPERLINK else "FL_NODE_READY"
-    for name, value in {"FL_ERROR": error_code(error), ready: "NO"}.items():
+    for name, value in {"FL_ERROR": error_code(error), drain.READY[role]: "NO"}.items():
         with contextlib.suppress(onegate.OneGateError):
             gate.publish(name, value)
 

@@ -23,8 +23,12 @@ START_LIMIT_S = 120
 STOP_MARGIN_S = 5
 """Between the program's own limit and systemd's SIGKILL."""
 
-FAREWELLS = {Role.SUPERLINK: ("begin",), Role.SUPERNODE: ("begin", "end")}
-"""What a machine says as it leaves (``leave``): a coordinator has no status to end with."""
+FAREWELLS = {
+    Role.SUPERLINK: ("begin",),
+    Role.SUPERNODE: ("begin", "end"),
+    Role.PEER: ("begin",),
+}
+"""What a machine says as it leaves (``leave``): only a node has a status to end with."""
 
 FAREWELL_LIMIT_S = 20
 """Two attributes at most, each with its own timeout."""
@@ -230,11 +234,7 @@ def _service(
     watched = [name(program.watches, role)] if program.watches else []
     stop_s = round(program.stop_timeout_s) + STOP_MARGIN_S
     farewells = [] if after else [farewell_name(moment, role) for moment in FAREWELLS[role]]
-    writable = [paths.flower_home, paths.logs]
-    if role is Role.SUPERLINK:
-        writable += [paths.state, paths.checkpoints, paths.gateway]
-    else:
-        writable.append(paths.node_key)  # a node notes beside its key that it is present
+    writable = [paths.flower_home, paths.logs, *_own_folders(role, paths)]
     text = _sections(
         Unit=(
             f"Description=onefed {role}: {program.name}",
@@ -270,6 +270,17 @@ def _service(
         Install=("WantedBy=multi-user.target",),
     )
     return Unit(name(program.name, role), GENERATED + text)
+
+
+def _own_folders(role: Role, paths: Paths) -> list[Path]:
+    """What the programs of a role write, beside what all do."""
+    match role:
+        case Role.SUPERLINK:
+            return [paths.state, paths.checkpoints, paths.gateway]
+        case Role.SUPERNODE:
+            return [paths.node_key]  # a node notes beside its key that it is present
+        case Role.PEER:
+            return [paths.state, paths.checkpoints]
 
 
 def _hardening(runtime: Runtime, *, devices: bool) -> tuple[str, ...]:

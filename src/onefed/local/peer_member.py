@@ -9,16 +9,17 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 
 from onefed.arrays import Arrays
 from onefed.checkpoint import files, write_model
 from onefed.errors import OnefedError
 from onefed.flower import peer_app
 from onefed.local.peer_spec import PeerGroup, PeerSpec
-from onefed.node import Node, Pace, World, contact
+from onefed.node import Node, NodeState, Pace, World, contact
 from onefed.node.training import Task, Trained, TrainingError
 from onefed.node.world import MakeTransport
 from onefed.peer.messages import Member
@@ -93,15 +94,23 @@ async def run(
     make_transport: MakeTransport,
     stop: asyncio.Event,
     killed: asyncio.Event,
+    *,
+    events_file: Path | None = None,
+    checkpoints: Path | None = None,
+    kept_rounds: int | None = None,
+    on_state: Callable[[NodeState], None] = lambda _: None,
 ) -> OnefedError | None:
     """Be a node until ``stop``, or until it fails; the answer is why.
 
     Args:
         killed: it ends at once, and writes down nothing more.
+        events_file: instead of the node's own.
+        checkpoints, kept_rounds: as ``Node`` takes them.
+        on_state: told every second what the node is.
     """
     spec = place.read()
     names = list(spec.addresses)
-    log = EventLog(place.events(name), role=name, clock=lambda: datetime.now(UTC))
+    log = EventLog(events_file or place.events(name), role=name, clock=lambda: datetime.now(UTC))
     world = World(
         make_transport=make_transport,
         clock=time.monotonic,
@@ -121,6 +130,8 @@ async def run(
             straggler_floor_s=HELD_FLOOR_S if spec.holds else STRAGGLER_FLOOR_S,
             topology=Topology(spec.topology),
         ),
+        checkpoints=checkpoints,
+        kept_rounds=kept_rounds,
     )
     tasks: list[asyncio.Future[None]] = []
     try:
@@ -132,7 +143,8 @@ async def run(
                 node.connect(member)
         await node.set_start_learning(spec.rounds, spec.epochs, founds=name in names)
         tasks += [
-            asyncio.ensure_future(each) for each in (_look_around(place, node), _show(place, node))
+            asyncio.ensure_future(each)
+            for each in (_look_around(place, node), _show(place, node, on_state))
         ]
         ended, stopped = asyncio.ensure_future(node.ended()), asyncio.ensure_future(_set(stop))
         tasks += [ended, stopped]
@@ -249,10 +261,11 @@ def _take_requests(place: PeerGroup, node: Node) -> None:
             node.evict(who)
 
 
-async def _show(place: PeerGroup, node: Node) -> None:
+async def _show(place: PeerGroup, node: Node, on_state: Callable[[NodeState], None]) -> None:
     """Write down what the node is, for ``onefed peer status``."""
     while True:
         _write_state(place, node)
+        on_state(node.state)
         await asyncio.sleep(1.0)
 
 

@@ -1,0 +1,91 @@
+"""Machines of the role peer, from their context to their end, in one service of a real OneGate."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.conftest import ONEFED
+
+from onefed.appliance import keeper, peers
+from onefed.appliance.paths import Paths
+from onefed.local.onegate import OneGateServer
+from onefed.local.peer_spec import free_addresses
+from onefed.local.service import ServiceModel
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
+
+ROUNDS = 3
+
+
+class Machine:
+    """One machine: its files, and the commands of its life cycle."""
+
+    def __init__(self, root: Path, model: ServiceModel, endpoint: str, port: str) -> None:
+        self.root = root
+        self.vm = model.add_vm("peer", f"peer_{root.name}", "127.0.0.1", {}, {})
+        context = {
+            "ONEGATE_ENDPOINT": endpoint,
+            "VMID": self.vm.vm_id,
+            "TOKENTXT": self.vm.token,
+            "FL_PEER_PORT": port,
+            "FL_NUM_ROUNDS": str(ROUNDS),
+            "FL_RUN_CONFIG": "local-epochs=1",
+        }
+        file = Paths(root).context
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(f"{name}='{value}'\n" for name, value in context.items()))
+
+    def begin(self, command: str, *more: str) -> subprocess.Popen[str]:
+        argv = [ONEFED, "appliance", command, "--role", "peer", "--root", self.root, *more]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, command: str, *more: str) -> tuple[int, str]:
+        process = self.begin(command, *more)
+        said = process.communicate(timeout=240)[0]
+        return process.returncode, said
+
+    @property
+    def rounds(self) -> dict[int, dict[str, Any]]:
+        """What its node has told of each round."""
+        log = Paths(self.root).logs / "events.jsonl"
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        return {
+            each["data"]["round"]: each["data"]
+            for each in records
+            if each["event"] == "peer_round"
+        }
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[ServiceModel, str]]:
+    model = ServiceModel("6", "peers-1")
+    model.add_role("peer", 3)
+    with OneGateServer(model) as endpoint:
+        yield model, endpoint
+
+
+@pytest.fixture
+def machines(service: tuple[ServiceModel, str], tmp_path: Path) -> Iterator[Sequence[Machine]]:
+    ports = [address.rpartition(":")[2] for address in free_addresses(3)]
+    made = [Machine(tmp_path / str(i), *service, port) for i, port in enumerate(ports)]
+    yield made
+    for each in made:
+        if (found := keeper.find(Paths(each.root).keeper)) is not None:
+            keeper.stop(found)
+
+
+def test_three_machines_of_a_service_train_and_agree(
+    service: tuple[ServiceModel, str], machines: Sequence[Machine]
+) -> None:
+    boots = [each.begin("bootstrap", "--runtime", "process") for each in machines]
+    said = [boot.communicate(timeout=240)[0] for boot in boots]
+    assert [boot.returncode for boot in boots] == [0, 0, 0], said
+    told = [service[0].attributes(each.vm.vm_id) for each in machines]
+    assert len({each[peers.ROSTER] for each in told}) == 1
+    assert [each["FL_READY"] for each in told] == ["YES"] * 3
+    print(said[0])
