@@ -55,9 +55,7 @@ class Machine:
         log = Paths(self.root).logs / "events.jsonl"
         records = [json.loads(line) for line in log.read_text().splitlines()]
         return {
-            each["data"]["round"]: each["data"]
-            for each in records
-            if each["event"] == "peer_round"
+            each["data"]["round"]: each["data"] for each in records if each["event"] == "peer_round"
         }
 
 
@@ -88,4 +86,3 @@ def test_three_machines_of_a_service_train_and_agree(
     told = [service[0].attributes(each.vm.vm_id) for each in machines]
     assert len({each[peers.ROSTER] for each in told}) == 1
     assert [each["FL_READY"] for each in told] == ["YES"] * 3
-    print(said[0])

@@ -45,7 +45,7 @@ CLASSES: tuple[FailureClass, ...] = (
     FailureClass(
         "variable",
         "a variable is not valid, or two do not fit together",
-        "SL-04, SN-04",
+        "SL-04, SN-04, PE-04",
         _CONFIG,
         "config_invalid",
         "mend the context: every mistake is named at once",
@@ -107,6 +107,22 @@ CLASSES: tuple[FailureClass, ...] = (
         "the supervisor's log on the SuperLink's machine says why",
     ),
     FailureClass(
+        "peers",
+        "the founders of a group are not all there in five minutes, or there is nobody to ask",
+        "PE-06, PE-08, PE-09",
+        _BOOT,
+        "peers_not_found",
+        "look at the boots of the other peers, and FL_PEER_FOUNDERS",
+    ),
+    FailureClass(
+        "contact",
+        "FL_PEERS lists this peer with another certificate than it has",
+        "PE-06",
+        _CONFIG,
+        "config_invalid",
+        "list it as the error says",
+    ),
+    FailureClass(
         "docker",
         "Docker does not answer in 60 s",
         "SL-09, SN-08",
@@ -125,7 +141,7 @@ CLASSES: tuple[FailureClass, ...] = (
     FailureClass(
         "program",
         "a program or container ends again and again, or is not running after 60 s",
-        "SN-12",
+        "SN-12, PE-12",
         _BOOT,
         "health_check_timeout",
         "its last lines are in the error; 126 is permission, 137 memory",

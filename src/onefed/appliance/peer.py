@@ -244,6 +244,7 @@ def _instructions(peer: Peer) -> Outcome:
         "run_config": context.peer_run_config(chosen),
         "use_case": chosen.use_case,
         "bundle": str(paths.app),
+        "evict_after_rounds": chosen.evict_after_rounds,
         "topology": chosen.topology,
         "keepalive_time_s": chosen.keepalive_time_s,
         "keepalive_timeout_s": chosen.keepalive_timeout_s,

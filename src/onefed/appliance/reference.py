@@ -13,6 +13,9 @@ from onefed.appliance import (
     discovery,
     failures,
     health,
+    peer,
+    peer_state,
+    peers,
     process,
     programs,
     superlink,
@@ -45,6 +48,7 @@ INTRODUCTION = """\
 
 A machine of a federation, a virtual one or a group of processes on a laptop, boots in fixed steps.
 The ids are those of the appliance design: `SL` for the SuperLink's machine, `SN` for a node's.
+`PE` is ours: a peer, which trains without a coordinator.
 Every step looks at what is there and brings it to what should be there.
 So a second boot changes nothing, and a boot that was cut off anywhere is completed by the next.
 
@@ -64,7 +68,7 @@ AFTERWARDS = f"""\
 `health` says quickly whether the machine is ready, and warns of certificates that end within \
 {health.EXPIRY_WARNED_DAYS} days.
 `drain` stops in order: no longer ready, programs end within their limits, then the node publishes \
-`FL_CLIENT_STATUS=3`.
+`FL_CLIENT_STATUS=3`; a peer leaves its group first.
 Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
 `/var/log/one-appliance`, as text or JSON (`FL_LOG_FORMAT`).
 
@@ -80,7 +84,7 @@ Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
 
 ## What can go wrong
 
-A failure publishes `FL_READY=NO` (a node: `FL_NODE_READY=NO`) and `FL_ERROR`; READY stays unset.
+A failure publishes `FL_READY=NO` (a supernode: `FL_NODE_READY=NO`) and `FL_ERROR`; READY stays unset.
 Where no exit code stands, the boot goes on with a warning, and the machine becomes ready.
 onefed changes no rule of a firewall, so none can fail.
 
@@ -108,20 +112,24 @@ such attribute for the signal that opens its deployment gate.
 
 | Attribute | Published by | Value |
 |---|---|---|
-| `FL_ROLE` | both | `superlink` or `supernode` |
-| `FL_VERSION` | both | version of Flower that runs |
+| `FL_ROLE` | all | `superlink`, `supernode` or `peer` |
+| `FL_VERSION` | all | version of Flower that runs |
 | `FL_ENDPOINT` | superlink | `host:port` of the Fleet API |
 | `FL_TLS` | superlink | `YES` or `NO` |
 | `FL_CA_CERT` | superlink | its CA certificate, base64 in one line |
-| `FL_READY` | superlink | `YES` last of all, `NO` when the machine failed |
-| `FL_ERROR` | both | why the machine failed: a short code |
+| `FL_READY` | superlink, peer | `YES` last of all, `NO` when the machine failed |
+| `FL_ERROR` | all | why the machine failed: a short code |
 | `FL_NODE_KEY` | supernode | its public key, base64 in one line (ours) |
-| `FL_PARTITION` | supernode | number of the partition that it trains (ours) |
+| `FL_PARTITION` | supernode, peer | number of the partition that it trains (ours) |
 | `FL_NODE_REGISTERED` | the superlink, on the node | fingerprint of the registered key (ours) |
 | `FL_NODE_ID` | supernode | its VM id |
 | `FL_GPU_AVAILABLE` | supernode | `YES` when training uses a GPU |
 | `FL_CLIENT_STATUS` | supernode | `1`, idle, as it boots; `3`, disconnected, once it was stopped |
 | `FL_NODE_READY` | supernode | `YES` once it runs, `NO` when the machine failed |
+| `{peers.CONTACT_NAME}` | peer | its name in the group (ours) |
+| `{peers.CONTACT_ADDRESS}` | peer | `host:port` at which the others reach it (ours) |
+| `{peers.CONTACT_CERTIFICATE}` | peer | its certificate, DER in base64; comes last (ours) |
+| `{peers.ROSTER}` | peer | who founds the group, base64; first said by the oldest (ours) |
 | `READY` | the guest agent | `YES` once the boot is through |
 
 ## Discovery
@@ -140,6 +148,41 @@ nodes first when it scales down, and a mere position would give those that stay 
 `num-partitions` is the number of nodes, and at least one more than the highest claim.
 Of two nodes that took the same partition at the same moment the younger one moves when it sees it.
 A service of more than {discovery.CLAIMS_READ_MAX} nodes takes positions.
+
+## A group of peers
+
+A peer makes its key and certificate, and publishes its contact before anybody is pinned.
+The oldest machine of the role waits until `FL_PEER_FOUNDERS` contacts are there, and publishes \
+who founds the group: the oldest machines that have told theirs.
+Every other one takes this roster from whoever publishes it, pins it on its disk, and publishes it.
+Nobody founds beside a roster, and one that cannot be read is not passed over.
+So whatever the order of the boots there is one group, and its roster outlives the oldest machine.
+Looks are {peers.WAIT_MAX_S:.0f} s apart at most, with jitter; after {peers.WAIT_LIMIT_S:.0f} s \
+the boot fails.
+A founder whose boot stops before it has told its contact is not waited for where enough others \
+have; the oldest machine is, since it alone says who founds.
+
+A machine that is not on the roster joins, and gets its vote with a committed round.
+The members let in every peer that OneGate names in their own service, and nobody else.
+
+Across sites there is no OneGate in common: `FL_PEERS` lists all peers, the same at each of them, \
+and OneGate is not asked.
+A peer that has an `FL_PEER_NAME` and no list says its entry in the error of PE-09: copy those of \
+all sites into the list, with the addresses at which others reach them, and boot again.
+The first `FL_PEER_FOUNDERS` of the list found the group; who is added at its end joins, once all \
+sites have booted with the new list.
+
+A reboot goes on with the same key, journal and roster.
+A machine that lost its disk has forgotten its votes.
+In a service it comes as another member, `r1-` before its name, asks the others for what they keep \
+of its old one, and joins; in a list the operator gives it that name.
+`drain` announces a leave, and waits until a round has committed it, \
+{peer_state.LEAVE_LIMIT_S:.0f} s at most.
+A machine that is only stopped, or powered off, announces none: when it stays away it loses its \
+vote after `FL_PEER_EVICT_AFTER` rounds, and gets it back when it returns.
+Healthy means that the node hears a leader, or has trained to the end.
+A peer runs as a process, with or without systemd; there is no container of it yet.
+`ONEFED_HOME=/opt/flower/state onefed peer status --name machine` shows the group from inside.
 
 ## GPUs
 
@@ -183,6 +226,8 @@ def page() -> str:
             _table(superlink.STEPS),
             "## A node's machine\n",
             _table(supernode.STEPS),
+            "## A peer's machine\n",
+            _table(peer.STEPS),
             AFTERWARDS,
         )
     )

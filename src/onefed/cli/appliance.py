@@ -33,7 +33,7 @@ app = parsing.Typer(
 )
 
 RoleOption = Annotated[
-    context.Role, typer.Option("--role", help="superlink or supernode.", show_default=False)
+    context.Role, typer.Option("--role", help="superlink, supernode or peer.", show_default=False)
 ]
 RootOption = Annotated[Path, typer.Option("--root", help="Folder that the machine's files are in.")]
 RuntimeOption = Annotated[
@@ -190,6 +190,8 @@ def script(
     runtime: RuntimeOption = Runtime.DOCKER,
 ) -> None:
     """Print a shell file that the platform demands in an image."""
+    if kind is lifecycle.Script.LIFECYCLE:
+        stages.require_runtime(role, runtime)
     sys.stdout.write(lifecycle.script(kind, role, runtime.value, __version__))
 
 

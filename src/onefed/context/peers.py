@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from onefed.context import syntax
-from onefed.context.requirements import PEER
+from onefed.context.requirements import NON_NEGATIVE, PEER
 from onefed.context.syntax import Address, Rule
 from onefed.context.variable import Level, Variable
 
@@ -128,6 +128,18 @@ ROWS = (
         example="9195",
         help="Port at which a peer listens for the others, at the address of its first network.",
         maps_to="the peer's contact",
+        ours=True,
+    ),
+    Variable(
+        name="FL_PEER_EVICT_AFTER",
+        appliances=PEER,
+        level=Level.INSTANCE,
+        default="10",
+        rule=NON_NEGATIVE,
+        example="100",
+        help="Rounds after which a peer that gave no sign of life loses its vote; it gets it back "
+        "when it returns. 0: never.",
+        maps_to="roster of the group",
         ours=True,
     ),
     Variable(

@@ -172,6 +172,8 @@ class PeerSettings:
     """Own name in that list. None: made of the VM's id (FL_PEER_NAME)."""
     port: int
     """Where it listens, 1024 to 65535 (FL_PEER_PORT)."""
+    evict_after_rounds: int
+    """Without a sign of life a peer loses its vote then; 0: never (FL_PEER_EVICT_AFTER)."""
     topology: str
     """``full``, ``ring``, ``line`` or ``star`` (FL_PEER_TOPOLOGY)."""
     keepalive_time_s: int
@@ -270,6 +272,7 @@ def peer_settings(resolution: Resolution) -> PeerSettings:
         listed=read.optional("FL_PEERS", tuple) or (),
         name=read.optional("FL_PEER_NAME", str),
         port=read.required("FL_PEER_PORT", int),
+        evict_after_rounds=read.required("FL_PEER_EVICT_AFTER", int),
         topology=read.required("FL_PEER_TOPOLOGY", str),
         keepalive_time_s=read.required("FL_GRPC_KEEPALIVE_TIME", int),
         keepalive_timeout_s=read.required("FL_GRPC_KEEPALIVE_TIMEOUT", int),

@@ -2,8 +2,8 @@
 
 The boot has pinned the founders of the group and written down what the node is told
 (``appliance.peer``). Whoever else is let in stands on the operator's list, or else is a peer of the
-own service, as OneGate tells. The group's folder is as that of ``onefed peer up``, so ``onefed peer``
-works on it.
+own service, as OneGate tells. The group's folder is as that of ``onefed peer up``, so
+``onefed peer`` works on it.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Instructions:
     run_config: Mapping[str, bool | int | float | str]
     use_case: str
     bundle: Path
+    evict_after_rounds: int
     topology: str
     keepalive_time_s: float
     keepalive_timeout_s: float
@@ -91,6 +92,7 @@ class Instructions:
             strategy=self.strategy,
             app=self.use_case,
             run_config=self.run_config,
+            evict_after_rounds=self.evict_after_rounds,
             topology=self.topology,
             keepalive_time_s=self.keepalive_time_s,
             keepalive_timeout_s=self.keepalive_timeout_s,

@@ -128,6 +128,7 @@ async def run(
         world=world,
         pace=Pace(
             straggler_floor_s=HELD_FLOOR_S if spec.holds else STRAGGLER_FLOOR_S,
+            evict_after_rounds=spec.evict_after_rounds,
             topology=Topology(spec.topology),
         ),
         checkpoints=checkpoints,

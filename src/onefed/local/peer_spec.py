@@ -47,6 +47,8 @@ class PeerSpec:
     """Whether the nodes are processes that connect, or live in one process."""
     holds: tuple[int, ...] = ()
     """Rounds that no node begins to train before it is told so."""
+    evict_after_rounds: int = 0
+    """Without a sign of life a node loses its vote then; 0: never."""
     topology: str = "full"
     """Which nodes have a connection to each other (``peer.topology``)."""
     keepalive_time_s: float = 60.0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import json
 import os
 import ssl
 import subprocess
@@ -20,10 +21,11 @@ from typing import Any
 import pytest
 
 from onefed import context
-from onefed.appliance import gpu, machine, programs, steps, superlink, supernode
+from onefed.appliance import gpu, machine, programs, stages, steps
 from onefed.appliance.paths import Paths
 from onefed.appliance.platform import Platform, Processes
 from onefed.appliance.process import Program
+from onefed.local import peer_machine
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import ServiceModel, VmRecord
 from onefed.opennebula import onegate
@@ -113,6 +115,8 @@ class FakeFlower:
             self._gateways.append(
                 subprocess.Popen(program.argv, cwd=program.folder, env=dict(program.environment))
             )
+        if program.name == "peer" and self.healthy:
+            _take_part(peer_machine.read(Path(program.argv[-1])))
         if program.name not in PROGRAMS_WITH_HEALTH:
             return
         flags = dict(zip(program.argv, program.argv[1:], strict=False))
@@ -147,6 +151,19 @@ class FakeFlower:
         self._gateways.clear()
 
 
+def _take_part(told: peer_machine.Instructions) -> None:
+    """Write down what a node does that has found a leader."""
+    state = {
+        "pid": os.getpid(),
+        "state": "training",
+        "leader": told.founders[0].name,
+        "round_number": 0,
+        "rounds_total": told.rounds,
+        "voters": [each.name for each in told.founders],
+    }
+    (told.folder / "nodes" / told.name / "state.json").write_text(json.dumps(state))
+
+
 @dataclass
 class Computer:
     """The disk of one machine, and what happened on it; boots as often as it is told to."""
@@ -171,7 +188,7 @@ class Computer:
 
     @property
     def steps(self) -> tuple[steps.Step[Any], ...]:
-        return superlink.STEPS if self.role is context.Role.SUPERLINK else supernode.STEPS
+        return stages.STEPS[self.role]
 
     @property
     def names_started(self) -> list[str]:
@@ -204,9 +221,8 @@ class Computer:
         given = context.parse_context_file(lines.encode())
         return context.resolve(self.role, context_file=given)
 
-    def subject(self) -> superlink.SuperLink | supernode.SuperNode:
-        kind = superlink.SuperLink if self.role is context.Role.SUPERLINK else supernode.SuperNode
-        return kind(self.edge(), self.resolution())
+    def subject(self) -> stages.Subject:
+        return stages.SUBJECTS[self.role](self.edge(), self.resolution())
 
     def boot(
         self, wanted: Sequence[steps.Step[Any]] | None = None, *, cut_after: str | None = None
@@ -328,6 +344,26 @@ def node(cloud: Cloud, time: Time, flower: FakeFlower, tmp_path: Path) -> Iterat
 
 
 @pytest.fixture
+def new_peer(
+    cloud: Cloud, time: Time, flower: FakeFlower, tmp_path: Path
+) -> Iterator[Callable[..., Computer]]:
+    """Makes machines of one group of peers which have never booted."""
+    gates: list[onegate.OneGate] = []
+
+    def make(**variables: str) -> Computer:
+        vm = cloud.add("peer")
+        paths = Paths(tmp_path / f"peer-{vm.vm_id}")
+        paths.root.mkdir(mode=0o700)
+        gates.append(cloud.gate(vm))
+        own = {"FL_PEER_PORT": str(machine.free_port()), **variables}
+        return Computer(context.Role.PEER, vm, gates[-1], cloud.endpoint, paths, time, flower, own)
+
+    yield make
+    for gate in gates:
+        gate.close()
+
+
+@pytest.fixture
 def supervisor(cloud: Cloud, node: Computer, time: Time) -> Coordinator:
     """Registers the node's key while the node waits for it."""
     registrar = Coordinator(cloud, node.vm)
@@ -360,6 +396,8 @@ def programs_of() -> Callable[..., tuple[Program, ...]]:
         found = context.resolve(role, explicit=variables)
         if role is context.Role.SUPERLINK:
             return programs.superlink(context.superlink_settings(found), paths, {})
+        if role is context.Role.PEER:
+            return programs.peer(paths, {}, "INFO")
         return programs.supernode(
             context.supernode_settings(found),
             paths,

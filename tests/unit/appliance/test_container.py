@@ -66,7 +66,7 @@ def test_the_program_is_the_images_own_with_the_same_arguments() -> None:
     assert words[place + 1 :] == ("--database", "/opt/flower/state/state.db")
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", container.ROLES)
 def test_secrets_and_code_are_read_only_and_the_authoritys_key_is_not_there(role: Role) -> None:
     found = {mount.path: mount.writable for mount in container.mounts(role, PATHS)}
     assert found[PATHS.certificates] is False
@@ -107,7 +107,7 @@ def test_a_container_sees_no_processes_but_its_own_and_those_it_watches() -> Non
     assert flags(argv(watching), "--pid") == ["container:flower-superlink-superexec"]
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", container.ROLES)
 def test_every_program_of_a_role_can_be_put_into_a_container(programs_of, role: Role) -> None:
     names = [container.name(each, role) for each in programs_of(role)]
     assert names[0] == f"flower-{role}"

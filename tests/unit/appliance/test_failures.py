@@ -54,6 +54,9 @@ class Scene:
         self.cloud.add("superlink", **{name: value for name, value in published.items() if value})
         return self._request.getfixturevalue("node")
 
+    def peer(self, **variables: str) -> Any:
+        return self._request.getfixturevalue("new_peer")(**variables)
+
     def ca(self) -> str:
         certificates = self.folder / "certs"
         material.ensure(certificates, addresses=["10.0.0.5"], now=datetime.now(UTC))
@@ -165,6 +168,20 @@ def registration(scene: Scene) -> Any:
     return scene.node(registered=False)
 
 
+def peers(scene: Scene) -> Any:
+    """Two of three founders: the third one never comes."""
+    scene.cloud.add("peer")
+    return scene.peer()
+
+
+def contact(scene: Scene) -> Any:
+    other = scene.peer(FL_PEER_NAME="site-0", FL_PEER_FOUNDERS="1")
+    with pytest.raises(BootError) as caught:
+        other.boot()
+    listed = (caught.value.hint or "").rpartition(" ")[2]
+    return scene.peer(FL_PEER_NAME="site-0", FL_PEER_FOUNDERS="1", FL_PEERS=listed)
+
+
 def docker(scene: Scene) -> Any:
     return scene.with_docker(scene.node(), info=Done(1, "Cannot connect to the Docker daemon"))
 
@@ -238,6 +255,8 @@ CAUSES: dict[str, Callable[[Scene], Any]] = {
     "discovery": discovery,
     "authority": authority,
     "registration": registration,
+    "peers": peers,
+    "contact": contact,
     "docker": docker,
     "image": image,
     "program": program,

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ KILLER = """
 import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from onefed import context
 from onefed.appliance import stages
 from onefed.appliance.description import Runtime
@@ -61,12 +63,14 @@ for kill_after in range(1, count + 1):
 
 @pytest.mark.parametrize("role", Role)
 def test_configure_killed_after_any_step_is_completed_by_the_next_run(
-    tmp_path: Path, role: Role
+    tmp_path: Path, role: Role, cloud: Any
 ) -> None:
     """SIGKILL, in a process of its own; a third run finds nothing to do."""
     variables = {
         Role.SUPERLINK: f"FL_FLEET_API_ADDRESS='127.0.0.1:{machine.free_port()}'\n",
         Role.SUPERNODE: "FL_SUPERLINK_ADDRESS='127.0.0.1:9092'\nFL_TLS_ENABLED='NO'\n",
+        Role.PEER: f"FL_PEER_FOUNDERS='1'\nONEGATE_ENDPOINT='{cloud.endpoint}'\n"
+        f"VMID='{(vm := cloud.add('peer')).vm_id}'\nTOKENTXT='{vm.token}'\n",
     }
     (tmp_path / "one_env").write_text(variables[role])
     done = subprocess.run(

@@ -82,8 +82,8 @@ def test_explain_has_every_variable_with_its_source(
         "context file",
     )
     assert rows["FL_LOG_FORMAT"]["source"] == "command line"
-    assert rows["FL_TLS_ENABLED"]["source"] == "default"
-    assert rows["FL_TLS_ENABLED"]["changed"]
+    assert rows["FLOWER_VERSION"]["source"] == "default"
+    assert rows["FLOWER_VERSION"]["changed"]
 
 
 def test_explain_says_in_one_place_why_defaults_differ(onefed: Run) -> None:

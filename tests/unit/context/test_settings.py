@@ -326,6 +326,7 @@ def test_peer_defaults() -> None:
         listed=(),
         name=None,
         port=9095,
+        evict_after_rounds=10,
         topology="full",
         keepalive_time_s=60,
         keepalive_timeout_s=20,

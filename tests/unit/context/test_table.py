@@ -135,6 +135,7 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     ),
     "FL_PEER_NAME": ("site", "-0", "a b-0", "../x-0", "site-", "x" * 60 + "-0", "site-1234567"),
     "FL_PEER_PORT": ("80", *POSITIVE),
+    "FL_PEER_EVICT_AFTER": INTEGERS,
     "FL_PEER_TOPOLOGY": ("mesh", "Ring"),
     "TOKEN": BOOLEANS,
     "NETWORK": BOOLEANS,
@@ -171,6 +172,7 @@ def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
         "FL_PEERS",
         "FL_PEER_NAME",
         "FL_PEER_PORT",
+        "FL_PEER_EVICT_AFTER",
         "FL_PEER_TOPOLOGY",
     }
     assert len(VARIABLES) - len(ours) == 48
