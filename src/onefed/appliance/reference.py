@@ -84,7 +84,7 @@ Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
 
 ## What can go wrong
 
-A failure publishes `FL_READY=NO` (a supernode: `FL_NODE_READY=NO`) and `FL_ERROR`; READY stays unset.
+A failure publishes `FL_READY=NO` (supernode: `FL_NODE_READY=NO`) and `FL_ERROR`; READY stays unset.
 Where no exit code stands, the boot goes on with a warning, and the machine becomes ready.
 onefed changes no rule of a firewall, so none can fail.
 

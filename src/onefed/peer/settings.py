@@ -10,7 +10,7 @@ from onefed.peer.topology import Topology
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Durations that whoever starts a node may choose: seconds of its own monotonic clock."""
+    """What whoever starts a node may choose; durations are seconds of its own monotonic clock."""
 
     beat_s: float = 0.1
     suspect_s: float = 1.0
@@ -25,6 +25,8 @@ class Pace:
     straggler_floor_s: float = 0.5
     straggler_cap_s: float = 60.0
     """The deadline of a round: median + MADs of past ready times, between floor and cap."""
+    evict_after_rounds: int = 0
+    """Take a voter off the roster that was silent at so many commits; 0: never."""
     topology: Topology = Topology.FULL
     """The same at all members."""
 
@@ -56,8 +58,6 @@ class Settings(Pace):
     """A live node that is behind holds a round up for no longer."""
     join_s: float = 1.0
     """How often a request to join or leave is repeated."""
-    evict_after_rounds: int = 0
-    """Take a voter off the roster that was silent at so many commits; 0: never."""
     late_s: float = 0.2
     """A tick that comes later than this was late by the node's own fault: timeouts stretch."""
     stash_rounds: int = 0
