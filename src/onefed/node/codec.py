@@ -12,11 +12,25 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
+from onefed import aggregate
 from onefed.errors import OnefedError
 from onefed.peer import messages
-from onefed.peer.messages import Adopt, Ballot, Heartbeat, Item, Message, Plan, Relay
+from onefed.peer.messages import (
+    Adopt,
+    Ballot,
+    Contribution,
+    Entry,
+    Heartbeat,
+    Item,
+    Message,
+    Plan,
+    Roster,
+    Shard,
+    Slice,
+)
 
 MESSAGE_BYTES_MAX = 2**20
 """Of a message without data. A heartbeat of 64 members and as many contributors takes 70 KB."""
@@ -25,6 +39,8 @@ TEXT_CHARACTERS_MAX = 4096
 """Of a text; the longest is a contact, which holds a certificate."""
 
 LIST_LENGTH_MAX = 4096
+SHARDS_MAX = 4096
+"""Ranges that a model may be cut into."""
 NUMBER_MAX = 2**53
 """Of terms, rounds and sizes. A term more every second lasts for 285 million years."""
 
@@ -46,9 +62,7 @@ def decode(content: bytes) -> Message:
     """
     if len(content) > MESSAGE_BYTES_MAX:
         raise CodecError(f"A message of {len(content)} bytes is longer than {MESSAGE_BYTES_MAX}.")
-    message = typing.cast("Message", _decoded(content, Message))
-    _require_consistent(message)
-    return message
+    return typing.cast("Message", _decoded(content, Message))
 
 
 def encode_item(item: Item) -> list[Any]:
@@ -71,18 +85,35 @@ def _decoded(content: bytes, hint: Any) -> Any:
         raise CodecError(f"This is no message: {error}.") from error
 
 
-def _require_consistent(message: Message) -> None:
-    """What the machine takes for granted of a peer that keeps to the protocol."""
-    if isinstance(message, Relay):
-        message = message.message
-    if isinstance(message, Heartbeat) and message.proposal is not None:
-        proposal = message.proposal
-        if proposal.ballot.term != message.term:
-            raise CodecError("A proposal of another term than its heartbeat's.")
-        if isinstance(proposal, Plan) and not (proposal.contributors and proposal.receivers):
-            raise CodecError("A plan without contributors or receivers.")
-        if isinstance(proposal, Adopt) and proposal.entry.ballot >= proposal.ballot:
-            raise CodecError("An adoption under a ballot that is not newer.")
+def rosters(message: Message) -> Iterator[Roster]:
+    """Every roster that a message, not an envelope, speaks of."""
+    proposal = getattr(message, "proposal", None)
+    entries = (getattr(message, name, None) for name in ("commit", "accepted", "held"))
+    for each in (*entries, proposal, getattr(proposal, "entry", None)):
+        if isinstance(each, Entry | Plan):
+            yield each.roster
+
+
+def _wrong(value: Any) -> str | None:
+    """What the machine takes for granted of a peer that keeps to the protocol, and is not so."""
+    match value:
+        case Contribution(weight=weight) if not 1 <= weight <= aggregate.WEIGHT_MAX:
+            return f"an update of weight {weight}"
+        case Slice(index=index, count=count) if not 0 <= index < count <= SHARDS_MAX:
+            return f"part {index} of {count} of an update"
+        case Shard(index=index) if not 0 <= index < SHARDS_MAX:
+            return f"part {index} of a model"
+        case Plan(contributors=()):
+            return "a plan without contributors"
+        case Plan(contributors=each) if len({one.node for one in each}) < len(each):
+            return "a plan with a contributor twice"
+        case Plan(receivers=()):
+            return "a plan without receivers"
+        case Adopt(ballot, entry) if entry.ballot >= ballot:
+            return "an adoption under a ballot that is not newer"
+        case Heartbeat(term=term, proposal=proposal) if proposal and proposal.ballot.term != term:
+            return "a proposal of another term than its heartbeat's"
+    return None
 
 
 def _plain(value: Any) -> Any:
@@ -134,7 +165,10 @@ def _read_object(kind: type, value: Any) -> Any:
     hints = _hints(kind)
     if type(value) is not list or value[:1] != [kind.__name__] or len(value) != len(hints) + 1:
         raise ValueError(f"{kind.__name__} was expected")
-    return kind(*(_read(hint, each) for hint, each in zip(hints, value[1:], strict=True)))
+    found = kind(*(_read(hint, each) for hint, each in zip(hints, value[1:], strict=True)))
+    if (wrong := _wrong(found)) is not None:
+        raise ValueError(wrong)
+    return found
 
 
 @functools.cache

@@ -20,21 +20,23 @@ from typing import Any, assert_never
 
 from onefed import aggregate, arrays
 from onefed.checkpoint.files import DamagedError
-from onefed.errors import OnefedError, StorageError
+from onefed.errors import OnefedError
 from onefed.node import codec, contact
 from onefed.node.checkpoints.folder import Folder
 from onefed.node.communication import Communication
 from onefed.node.contact import Contact
 from onefed.node.content import Content
+from onefed.node.door import Door
 from onefed.node.inbox import Inbox
 from onefed.node.items import Items
 from onefed.node.knobs import Knobs
 from onefed.node.learner import Learner
 from onefed.node.members import Members
 from onefed.node.points import Points
+from onefed.node.refusals import Refusals
 from onefed.node.store import Store
 from onefed.node.training import App
-from onefed.node.transport import Chunk, Transport
+from onefed.node.transport import Transport
 from onefed.node.work import Work
 from onefed.node.world import ContributionsError, EstrangedError, NodeError, NodeState, World
 from onefed.peer.interface import (
@@ -51,11 +53,8 @@ from onefed.peer.interface import (
     Forget,
     Install,
     LeaveAsked,
-    Lost,
     Notice,
     Pack,
-    Progressed,
-    Received,
     Reduce,
     Release,
     Restore,
@@ -71,12 +70,9 @@ from onefed.peer.messages import (
     Data,
     Entry,
     Item,
-    Join,
     Member,
     NodeId,
     Parcel,
-    Relay,
-    Slice,
     Want,
 )
 from onefed.peer.settings import Pace, Settings
@@ -143,6 +139,9 @@ class Node:
         self._items = Items(self._content)
         self._inbox = Inbox()
         self._members = Members(name)
+        self._refusals = Refusals(world.emit, world.clock)
+        self._door: Door | None = None
+        self._giving: set[tuple[NodeId, Blob | Parcel]] = set()
         self._member: Member | None = None
         self._points = None if world.reach is None else Points(world.reach)
         self._store: Store | None = None
@@ -205,7 +204,16 @@ class Node:
         self._transport = self._world.make_transport(
             self._name, identity, self._address, self._members.contacts
         )
-        await self._transport.start(self)
+        self._door = Door(
+            self._members,
+            self._items,
+            self._content,
+            self._inbox,
+            self._refusals,
+            (self._store, self._work, self._learner),
+            self._fail,
+        )
+        await self._transport.start(self._door)
 
     def connect(self, member: Member) -> None:
         """Let another member in: its certificate is pinned as it is given here."""
@@ -242,8 +250,9 @@ class Node:
             JournalError: the journal in the folder cannot be trusted.
             NodeError: the rule does not work with so few members.
         """
-        store = self._store
+        store, door = self._store, self._door
         assert store is not None, "start comes first"
+        assert door is not None, "start comes first"
         assert self._machine is None, "a node learns once"
         self._rounds_total, self._job.epochs = rounds, epochs
         if not store.exists:
@@ -281,6 +290,7 @@ class Node:
             **asdict(self._pace),
         )
         self._machine = Machine(settings, saved, jitter=self._world.jitter)
+        door.is_open = True
         self._inbox.put_own(self._adjusted())
         self._round_started_s = self._world.clock()
         self._says = "training"
@@ -363,60 +373,6 @@ class Node:
         if self._says not in ("finished", "failed"):
             self._says = "stopped"
 
-    # What the transport calls
-
-    async def on_talk(self, sender: NodeId, content: bytes) -> None:
-        self._members.require(sender)
-        message = codec.decode(content)
-        if isinstance(message, Data):
-            raise codec.CodecError("An item without its bytes.")
-        said = message.message if isinstance(message, Relay) else message
-        if isinstance(message, Relay):
-            self._members.require(message.origin, over=True)
-        if isinstance(said, Join):
-            self._members.require_listed(said.member)
-        if self._machine is not None:
-            await self._inbox.put(Received(sender, message))
-
-    async def on_chunk(self, sender: NodeId, chunk: Chunk) -> None:
-        self._members.require(sender)
-        if self._machine is None:
-            return
-        came = self._items.arrive(sender, chunk)
-        if came is None:
-            await self._inbox.put(Progressed())
-            return
-        match chunk.item:
-            case Blob(root):
-                if await asyncio.to_thread(self._content.root, came) != root:
-                    raise codec.CodecError("A model that does not have its digest.")
-                if root not in self._items.wanted:
-                    return  # another peer was faster
-                self._items.wanted.discard(root)
-                try:
-                    await asyncio.to_thread(self._disk.write_model, root, came)
-                except StorageError as error:
-                    self._fail(error)
-                    return
-            case Parcel() as parcel:
-                if not await self.learner.take(sender, parcel, came):
-                    return
-            case item:
-                if isinstance(item, Slice) and item.count == 1:
-                    await asyncio.to_thread(self._job.require_digest, item, came)
-                if not self._items.keep(item, came):
-                    return
-        await self._inbox.put(Received(sender, Data(chunk.item)))
-
-    async def on_lost(self, peer: NodeId) -> None:
-        self._items.forget_parts(peer)
-        if self._machine is not None:
-            await self._inbox.put(Lost(peer))
-
-    def on_refused(self, sender: NodeId | None, reason: str) -> None:
-        who = "a stranger" if sender is None else sender
-        self._notice("refused", f"a connection of {who} was closed: {reason}")
-
     # The one task
 
     async def _run(self) -> None:
@@ -487,7 +443,10 @@ class Node:
                     self._says = "no quorum"
                 if kind == "not_restored":
                     self.learner.restored(done=False)
-                self._notice(kind, detail)
+                if kind == "nonsense":
+                    self._refusals.tell(kind, detail)
+                    return
+                self._world.emit(events.PeerNotice(kind, detail))
                 if kind == "estranged":
                     raise EstrangedError.of(self._name, detail)
             case Fail(reason):
@@ -497,20 +456,27 @@ class Node:
 
     def _send_item(self, to: NodeId, item: Item) -> None:
         assert self._transport is not None
-        if isinstance(item, Blob):
-            self._begin(self._send_model, to, item)
-            return
-        if isinstance(item, Parcel):
-            self._begin(self.learner.send, to, item, self._transport)
+        if isinstance(item, Blob | Parcel):
+            if (to, item) not in self._giving:  # it may be asked for any number of times
+                self._giving.add((to, item))
+                self._begin(self._give, to, item)
             return
         content = self._items.get(item)
         assert content is not None, "the machine sends what is here"
         self._transport.carry(to, item, content)
 
-    async def _send_model(self, to: NodeId, item: Blob) -> None:
+    async def _give(self, to: NodeId, item: Blob | Parcel) -> None:
         assert self._transport is not None
-        with contextlib.suppress(DamagedError):  # forgotten meanwhile, or broken: others have it
-            self._transport.carry(to, item, await self._job.model(item.root))
+        try:
+            if isinstance(item, Parcel):
+                await self.learner.send(to, item, self._transport)
+                return
+            with contextlib.suppress(
+                DamagedError
+            ):  # forgotten meanwhile, or broken: others have it
+                self._transport.carry(to, item, await self._job.model(item.root))
+        finally:
+            self._giving.discard((to, item))
 
     async def _install(self, entry: Entry) -> None:
         content = await self._job.model(entry.root)
@@ -568,9 +534,6 @@ class Node:
         model = self._content.first()
         root = self._content.root(model)
         return Entry(0, root, len(model), Ballot(0, 0), roster, (), ()), model
-
-    def _notice(self, kind: str, detail: str) -> None:
-        self._world.emit(events.PeerNotice(kind, detail))
 
     def _begin(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Do something beside the one task; what goes wrong there ends the node."""

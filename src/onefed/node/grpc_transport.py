@@ -226,7 +226,7 @@ class _Link:
         self._on_lost = on_lost
         self._options = options
         self._talk: deque[bytes] = deque(maxlen=TALK_QUEUE_MAX)
-        self._carry: deque[tuple[Item, bytes]] = deque()
+        self._carry: dict[Item, bytes] = {}
         self._talk_waits = asyncio.Event()
         self._carry_waits = asyncio.Event()
         self._nudged = asyncio.Event()
@@ -238,8 +238,9 @@ class _Link:
         self._talk_waits.set()
 
     def carry(self, item: Item, content: bytes) -> None:
-        if self._stands and len(self._carry) < CARRY_QUEUE_MAX:
-            self._carry.append((item, content))
+        """An item that waits already is not sent twice, however often it is asked for."""
+        if self._stands and len(self._carry) < CARRY_QUEUE_MAX and item not in self._carry:
+            self._carry[item] = content
             self._carry_waits.set()
 
     def nudge(self) -> None:
@@ -342,7 +343,8 @@ class _Link:
     async def _send_items(self, call: Any) -> None:
         while True:
             while self._carry:
-                item, content = self._carry.popleft()
+                item = next(iter(self._carry))
+                content = self._carry.pop(item)
                 view = memoryview(content)
                 for offset in range(0, len(view) or 1, CHUNK_BYTES):
                     part = view[offset : offset + CHUNK_BYTES]

@@ -5,7 +5,8 @@ Everything here can be had again from a peer, and all of it has a bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from onefed.arrays import Arrays
 from onefed.node.codec import CodecError
@@ -19,9 +20,6 @@ HELD_MODELS_MAX = 66
 PARCEL_BYTES_MAX = 2**28
 """What an app may keep for itself that others are to keep, too; and the head of a checkpoint."""
 
-SHARDS_MAX = 4096
-"""Ranges that a model may be cut into."""
-
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -29,6 +27,14 @@ class Update:
 
     round_number: int
     model: Arrays
+
+
+@dataclass(slots=True)
+class _Part:
+    """Of an item, as far as it has come."""
+
+    item: Item
+    content: bytearray = field(default_factory=bytearray)
 
 
 class Items:
@@ -42,22 +48,30 @@ class Items:
         self._content = content
         self._held: dict[Item, bytes] = {}
         self._held_bytes = 0
-        self._parts: dict[tuple[NodeId, Item], bytearray] = {}
+        self._copies: Counter[Item] = Counter()
+        """So often an item came; the machine says of each time whether it is of use."""
+        self._parts: dict[NodeId, _Part] = {}
+        """A member sends one item after the other."""
         self._parts_bytes = 0
 
-    def keep(self, item: Item, content: bytes) -> bool:
-        """Keep an item; False where there is no room for it."""
+    def keep(self, item: Item, content: bytes, *, own: bool = False) -> bool:
+        """Keep an item; False where there is no room for it. What came first, or is own, stays."""
         limit_bytes = HELD_MODELS_MAX * self._content.model_bytes
-        if item not in self._held and self._held_bytes + len(content) > limit_bytes:
-            return False
-        self.drop(item)
-        self._held[item] = content
-        self._held_bytes += len(content)
+        if own and item in self._held:
+            self._forget(item)
+        if item not in self._held:
+            if self._held_bytes + len(content) > limit_bytes:
+                return False
+            self._held[item] = content
+            self._held_bytes += len(content)
+        self._copies[item] += 1
         return True
 
     def drop(self, item: Item) -> None:
-        """Forget an item; fine if it is not here."""
-        self._held_bytes -= len(self._held.pop(item, b""))
+        """Forget an item that came once; another time it may have come is told by itself."""
+        self._copies[item] -= 1
+        if self._copies[item] <= 0:
+            self._forget(item)
 
     def release(self, round_number: int) -> None:
         """Forget everything of rounds up to this one."""
@@ -66,7 +80,7 @@ class Items:
             for each in self._held
             if not isinstance(each, Blob) and each.round_number <= round_number
         ]:
-            self.drop(item)
+            self._forget(item)
         self.updates = {
             digest: update
             for digest, update in self.updates.items()
@@ -88,32 +102,32 @@ class Items:
         Raises:
             CodecError: the item cannot have so many bytes.
         """
-        place = (sender, chunk.item)
         if chunk.offset == 0:
-            self._discard(place)
+            self.forget_parts(sender)
         if not self._is_welcome(chunk):
             return None
         if chunk.offset == 0:
             if chunk.total_bytes == len(chunk.content):
                 return chunk.content
-            self._parts[place] = bytearray()
-        part = self._parts.get(place)
+            self._parts[sender] = _Part(chunk.item)
+        part = self._parts.get(sender)
         limit_bytes = HELD_MODELS_MAX * self._content.model_bytes
         full = self._parts_bytes + len(chunk.content) > limit_bytes
-        if part is None or len(part) != chunk.offset or full:
-            self._discard(place)  # a chunk was lost with its connection, or there is no room
+        if part is None or (part.item, len(part.content)) != (chunk.item, chunk.offset) or full:
+            self.forget_parts(sender)  # a chunk was lost with its connection, or there is no room
             return None
-        part += chunk.content
+        part.content += chunk.content
         self._parts_bytes += len(chunk.content)
-        if len(part) < chunk.total_bytes:
+        if len(part.content) < chunk.total_bytes:
             return None
-        self._discard(place)
-        return bytes(part)
+        self.forget_parts(sender)
+        return bytes(part.content)
 
     def forget_parts(self, sender: NodeId) -> None:
-        """Of items that a lost peer was sending."""
-        for place in [place for place in self._parts if place[0] == sender]:
-            self._discard(place)
+        """Of the item that a peer was sending."""
+        part = self._parts.pop(sender, None)
+        if part is not None:
+            self._parts_bytes -= len(part.content)
 
     def _is_welcome(self, chunk: Chunk) -> bool:
         """Whether such an item may be of use; CodecError where there is none of that size."""
@@ -124,8 +138,6 @@ class Items:
                     return False
                 fits = size == self._content.model_bytes
             case Slice(_, _, _, index, count):
-                if not 0 <= index < count <= SHARDS_MAX:
-                    raise CodecError(f"There is no part {index} of {count} of an update.")
                 fits = size == self._content.part_bytes(index, count)
             case Shard():
                 fits = size <= self._content.model_bytes
@@ -135,5 +147,6 @@ class Items:
             raise CodecError(f"{chunk.item} cannot have {size} bytes.")
         return True
 
-    def _discard(self, place: tuple[NodeId, Item]) -> None:
-        self._parts_bytes -= len(self._parts.pop(place, b""))
+    def _forget(self, item: Item) -> None:
+        self._held_bytes -= len(self._held.pop(item, b""))
+        del self._copies[item]

@@ -18,6 +18,8 @@ class Members:
         self._roster: dict[NodeId, Contact] = {}
         self._former: dict[NodeId, Contact] = {}
         """Of the roster before: who was taken off is told so."""
+        self._usable: Roster = ()
+        """The roster that was looked at last."""
 
     def list(self, member: Member) -> None:
         """The operator lets a member in: its certificate is pinned as it is given here."""
@@ -60,3 +62,14 @@ class Members:
         known = {**self._listed, **self._roster}.get(member.node)  # who was taken off is not
         if known is None or known.member(member.node) != member:
             raise codec.CodecError(f"{member.node} is not listed like that.")
+
+    def require_usable(self, roster: Roster) -> None:
+        """Only a roster whose members can be reached may be agreed on: it will be read back."""
+        if roster == self._usable:
+            return
+        try:
+            for each in roster:
+                contact.of(each)
+        except contact.ContactError as error:
+            raise codec.CodecError(error.message) from error
+        self._usable = roster

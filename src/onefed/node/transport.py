@@ -94,7 +94,7 @@ def decode_chunk(frame: bytes) -> Chunk:
         raise codec.CodecError(f"A chunk with a header of {length} bytes.")
     try:
         item, total_bytes, offset = json.loads(frame[_HEADER_LENGTH.size : start])
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise codec.CodecError(f"The header of a chunk cannot be read: {error}.") from error
     content = frame[start:]
     if type(total_bytes) is not int or type(offset) is not int:

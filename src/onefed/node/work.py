@@ -130,7 +130,7 @@ class Work:
         shard = await asyncio.to_thread(
             self._content.reduce, base, parts, plan.contributors, index, count, plan.round_number
         )
-        if self._items.keep(Shard(plan.round_number, plan.ballot, index), shard):
+        if self._items.keep(Shard(plan.round_number, plan.ballot, index), shard, own=True):
             self._put(Reduced(plan.ballot, index))
 
     async def assemble(self, action: Assemble) -> None:

@@ -9,7 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from onefed.peer import election, eviction, exchange, leading, membership, relay, repair, stash
+from onefed.peer import (
+    election,
+    eviction,
+    exchange,
+    leading,
+    membership,
+    relay,
+    repair,
+    sense,
+    stash,
+)
 from onefed.peer.interface import (
     Action,
     Adjusted,
@@ -242,6 +252,10 @@ def _take(state: State, sender: NodeId, message: Message) -> None:
         and commit.evictions != state.commit.evictions
         and eviction.separates(state, sender, message, commit)
     ):
+        return
+    wrong = sense.nonsense(state, sender, message)
+    if wrong is not None:
+        state.notice("nonsense", wrong)
         return
     _MESSAGES[type(message)](state, sender, message)
 

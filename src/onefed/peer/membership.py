@@ -43,7 +43,8 @@ def on_join(state: State, sender: NodeId, message: Join) -> None:
 def on_leave(state: State, sender: NodeId, message: Leave) -> None:
     """As leader, plan it; else pass it on, once."""
     if state.lead is not None:
-        state.lead.leaving.add(message.node)
+        if message.node in state.voters:
+            state.lead.leaving.add(message.node)
     elif sender == message.node and state.leader not in (None, state.me, sender):
         assert state.leader is not None
         state.send(state.leader, message)

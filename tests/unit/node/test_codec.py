@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onefed import aggregate
 from onefed.node import codec
 from onefed.node.codec import CodecError
 from onefed.node.transport import decode_chunk, encode_chunk
@@ -23,6 +24,7 @@ from onefed.peer.messages import (
     Member,
     Message,
     Plan,
+    Shard,
     Slice,
     Want,
 )
@@ -33,12 +35,20 @@ ENTRY = Entry(
 NUMBERS = st.integers(0, codec.NUMBER_MAX)
 TEXTS = st.text(max_size=20)
 
+BOUNDED = {
+    Contribution: {"weight": st.integers(1, aggregate.WEIGHT_MAX)},
+    Slice: {"index": st.integers(0, 2), "count": st.integers(3, codec.SHARDS_MAX)},
+    Shard: {"index": st.integers(0, codec.SHARDS_MAX - 1)},
+}
+
 st.register_type_strategy(Ballot, st.builds(Ballot, NUMBERS, NUMBERS))
 
 
 def built(kind: type) -> st.SearchStrategy[typing.Any]:
     hints = typing.get_type_hints(kind, vars(messages))
-    return st.builds(kind, **{name: of(hint) for name, hint in hints.items()})
+    return st.builds(
+        kind, **{name: of(hint) for name, hint in hints.items()} | BOUNDED.get(kind, {})
+    )
 
 
 def of(hint: typing.Any) -> st.SearchStrategy[typing.Any]:
