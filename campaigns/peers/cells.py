@@ -424,7 +424,6 @@ def _lie(kind: str) -> Callable[[Group], Line]:
         number = group.reached
         gap_s = _next_round(group, number)
         number, before = group.reached, group.memory_bytes()
-        refused = _refusals(group)
         done = subprocess.Popen(
             [
                 *(sys.executable, "-m", "campaigns.peers.hostile", "--kind", kind),
@@ -444,14 +443,10 @@ def _lie(kind: str) -> Callable[[Group], Line]:
         again_s = _come_back(group, liar)
         said = (
             f"{told['frames']} frames on {told['connections']} connections, "
-            f"{_refusals(group) - refused} refused; {went_on} rounds meanwhile; "
+            f"{told['cut_off']} of which were cut off; {went_on} rounds meanwhile; "
             f"at most {max(grown, 0) / 2**20:.0f} MiB more memory"
         )
         wrong = went_on < 2 or grown > MEMORY_GROWTH_MAX
         return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": wrong}
 
     return run
-
-
-def _refusals(group: Group) -> int:
-    return sum(view.notices.count("refused") for view in group.views.values())

@@ -22,7 +22,7 @@ from onefed.node.checkpoints.folder import Folder
 from onefed.node.codec import CodecError
 from onefed.node.contact import family
 from onefed.node.content import Content
-from onefed.node.store import Store
+from onefed.node.store import ROOT, Store
 from onefed.node.training import Task, Trained
 from onefed.node.transport import Transport
 from onefed.node.work import Work
@@ -173,6 +173,8 @@ class Learner:
         """
         if sender != parcel.node and family(self._name) != family(parcel.node):
             raise CodecError(f"A parcel of {parcel.node}.")
+        if parcel.base and not ROOT.fullmatch(parcel.base):
+            raise CodecError("A parcel that is the difference from no model.")
         base = None
         if parcel.base:
             try:

@@ -42,7 +42,8 @@ _PRIVATE = struct.Struct("<8sQ")
 """Magic, and the round after which it holds."""
 _PRIVATE_MAGIC = b"1fPriv1\n"
 
-_ROOT = re.compile(r"[0-9a-f]{64}")
+ROOT = re.compile(r"[0-9a-f]{64}")
+"""Of a model: it becomes a file's name."""
 
 
 class Store:
@@ -189,9 +190,9 @@ class Store:
         self._bytes = self._synced_bytes = len(content)
 
     def _model(self, root: Digest) -> Path:
-        assert _ROOT.fullmatch(root), "a root becomes a file's name"
+        assert ROOT.fullmatch(root), "a root becomes a file's name"
         return self._folder / "models" / root
 
     def _model_names(self) -> Sequence[str]:
         names = files.names_in(self._folder / "models", system=self._system)
-        return [name for name in names if _ROOT.fullmatch(name)]
+        return [name for name in names if ROOT.fullmatch(name)]

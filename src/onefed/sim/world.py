@@ -543,6 +543,7 @@ class World:
 
     def _notice(self, host: Host, action: Notice) -> None:
         self.log.append((self.now_s, host.name, action))
+        assert action.kind != "nonsense", action.detail  # nobody lies here
         if action.kind == "estranged":
             host.dead = True  # as the driver does: it ends, and people look at it
             self.after(0.0, self.crash, host)

@@ -39,8 +39,6 @@ def test_a_gap_loses_the_item_and_nothing_else() -> None:
     ("item", "size"),
     [
         (WHOLE, SIZE + 1),
-        (Slice(1, "node-1", "digest", 2, 2), 10),
-        (Slice(1, "node-1", "digest", 0, 10**6), 10),
         (Shard(1, Ballot(1, 1), 0), CONTENT.model_bytes + 1),
     ],
 )
@@ -77,3 +75,36 @@ def test_parts_of_items_have_a_bound() -> None:
         held.arrive("node-1", Chunk(item, SIZE, 0, bytes(SIZE - 1)))
 
     assert held._parts_bytes <= items.HELD_MODELS_MAX * CONTENT.model_bytes
+
+
+def test_a_member_has_one_item_under_way_and_no_more() -> None:
+    """Each costs memory beside its bytes, so a thousand beginnings of one byte are not kept."""
+    held = Items(CONTENT)
+    other = Slice(1, "node-1", "digest", 0, 2)
+    size = CONTENT.part_bytes(0, 2)
+
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 0, bytes(50))) is None
+    assert held.arrive("node-1", Chunk(other, size, 0, bytes(50))) is None
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 50, bytes(SIZE - 50))) is None
+    assert held.arrive("node-2", Chunk(WHOLE, SIZE, 0, bytes(SIZE))) == bytes(SIZE)
+
+
+def test_an_item_that_came_twice_stays_when_one_of_them_is_dropped() -> None:
+    """The machine hears of each by itself: of no use at first, it may be by the second time."""
+    held = Items(CONTENT)
+    assert held.keep(WHOLE, b"first")
+    assert held.keep(WHOLE, b"other")
+
+    held.drop(WHOLE)
+    assert held.get(WHOLE) == b"first"
+    held.drop(WHOLE)
+    assert held.get(WHOLE) is None
+
+
+def test_an_own_item_replaces_what_came_under_its_name() -> None:
+    held = Items(CONTENT)
+    shard = Shard(1, Ballot(1, 1), 0)
+
+    assert held.keep(shard, b"another's")
+    assert held.keep(shard, b"own", own=True)
+    assert held.get(shard) == b"own"
