@@ -33,7 +33,7 @@ from onefed.appliance import (
     surroundings,
 )
 from onefed.appliance.paths import Paths
-from onefed.appliance.process import ProcessRuntime, Program, Restart, die_with_parent
+from onefed.appliance.process import ProcessRuntime, Program, Restart, Spawn, die_with_parent
 from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
 from onefed.telemetry import events
@@ -62,12 +62,16 @@ class Options:
     """Where a test holds the programs: a local cloud passes on what it was started with."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a machine until it is told to stop or fails."""
+def main(arguments: Sequence[str] | None = None, spawn: Spawn | None = None) -> int:
+    """Run a machine until it is told to stop or fails.
+
+    Args:
+        spawn: how its programs are started; None: as children.
+    """
     options = _options(arguments)
     if not options.detached:
         die_with_parent(signal.SIGTERM)
-        return asyncio.run(Guest(options, os.environ).run())
+        return asyncio.run(Guest(options, os.environ, spawn=spawn).run())
     with keeper.hold(Paths(options.root).keeper) as tell:
         return asyncio.run(Guest(options, os.environ, tell).run())
 
@@ -80,6 +84,7 @@ class Guest:
         options: Options,
         environ: Mapping[str, str],
         tell: Callable[[keeper.Keeper], None] = lambda _: None,
+        spawn: Spawn | None = None,
     ) -> None:
         self._options = options
         self._environ = environ
@@ -87,7 +92,7 @@ class Guest:
         self._log = EventLog(options.events, options.role.value, lambda: datetime.now(UTC))
         self._stopping = threading.Event()
         self._stop_asked = asyncio.Event()
-        self._runtime = ProcessRuntime(self._on_restart)
+        self._runtime = ProcessRuntime(self._on_restart, spawn)
         self._died: surroundings.ProgramDiedError | None = None
         self._tell = tell
         self._coordinator: superlink.SuperLink | None = None

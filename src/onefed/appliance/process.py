@@ -15,9 +15,10 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 RESTART_DELAY_S = 1.0
 """First pause before a restart; doubles with every early death."""
@@ -90,6 +91,29 @@ class Restart:
     given_up: bool
 
 
+class Process(Protocol):
+    """One that was started, as ``asyncio.subprocess.Process``."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, and that of its process group."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives; negative: the signal that killed it."""
+        ...
+
+    async def wait(self) -> int:
+        """Until it is dead; returns its exit code."""
+        ...
+
+
+Spawn: TypeAlias = Callable[[Program, int], Awaitable[Process]]
+"""Starts a program in a session of its own, which dies with this process; raises OSError. The
+number is the descriptor of its log."""
+
+
 class ProcessRuntime:
     """Keeps programs running until ``stop``. Lives in one asyncio loop.
 
@@ -97,10 +121,12 @@ class ProcessRuntime:
     started them.
     """
 
-    def __init__(self, on_restart: Callable[[Restart], None]) -> None:
+    def __init__(self, on_restart: Callable[[Restart], None], spawn: Spawn | None = None) -> None:
+        """``spawn`` starts programs in another way than ``spawn_plainly``."""
         self._on_restart = on_restart
+        self._spawn = spawn or spawn_plainly
         self._programs: dict[str, Program] = {}
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._processes: dict[str, Process] = {}
         """Without those whose death was dealt with: their ids may be somebody else's by now."""
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._answered: set[str] = set()
@@ -113,7 +139,7 @@ class ProcessRuntime:
             OSError: the program cannot be started at all.
         """
         assert program.name not in self._keepers, f"{program.name} was started twice"
-        self._processes[program.name] = await _spawn(program)
+        self._processes[program.name] = await self._start(program)
         self._programs[program.name] = program
         self._keepers[program.name] = asyncio.create_task(self._keep(program))
 
@@ -166,7 +192,7 @@ class ProcessRuntime:
                 return
             await asyncio.sleep(delay_s)
             with contextlib.suppress(OSError):  # its log says why; it counts as an early death
-                self._processes[program.name] = await _spawn(program)
+                self._processes[program.name] = await self._start(program)
 
     async def _try_port(self, program: Program) -> None:
         """Connect to the program's port until it takes a connection."""
@@ -185,6 +211,19 @@ class ProcessRuntime:
         told = program.worked_file is not None and program.worked_file.exists()
         return told or program.name in self._answered
 
+    async def _start(self, program: Program) -> Process:
+        program.log.parent.mkdir(parents=True, exist_ok=True)
+        if program.worked_file is not None:
+            program.worked_file.unlink(missing_ok=True)  # of the process before
+        log = os.open(program.log, _LOG_FLAGS, LOG_MODE)
+        try:
+            return await self._spawn(program, log)
+        except OSError as error:
+            os.write(log, f"{program.argv[0]} cannot be started: {error}\n".encode())
+            raise
+        finally:
+            os.close(log)
+
     async def _death(self, name: str) -> int:
         """Wait until the program is dead, and end what it left behind; returns its exit code."""
         if name not in self._processes:
@@ -202,27 +241,22 @@ def die_with_parent(signal_number: int) -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
-async def _spawn(program: Program) -> asyncio.subprocess.Process:
-    program.log.parent.mkdir(parents=True, exist_ok=True)
-    if program.worked_file is not None:
-        program.worked_file.unlink(missing_ok=True)  # of the process before
-    descriptor = os.open(program.log, _LOG_FLAGS, LOG_MODE)
-    try:
-        return await asyncio.create_subprocess_exec(
-            *program.argv,
-            env=dict(program.environment),
-            cwd=program.folder,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            start_new_session=True,
-            preexec_fn=functools.partial(_die_with, os.getpid()),
-        )
-    except OSError as error:
-        os.write(descriptor, f"{program.argv[0]} cannot be started: {error}\n".encode())
-        raise
-    finally:
-        os.close(descriptor)
+async def spawn_plainly(program: Program, log: int) -> Process:
+    """Start a program as a child of this process.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    return await asyncio.create_subprocess_exec(
+        *program.argv,
+        env=dict(program.environment),
+        cwd=program.folder,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=functools.partial(_die_with, os.getpid()),
+    )
 
 
 def _die_with(parent: int) -> None:
@@ -232,7 +266,7 @@ def _die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:
+async def _end(process: Process, timeout_s: float) -> None:
     _signal_group(process.pid, signal.SIGTERM)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), timeout_s)

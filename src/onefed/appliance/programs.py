@@ -63,20 +63,27 @@ def environment(
 ) -> dict[str, str]:
     """What every program of a machine gets, and nothing else."""
     return {
-        **kept(inherited),
+        **common(inherited),
         **({} if failpoints_folder is None else {failpoints.VARIABLE: str(failpoints_folder)}),
-        "PATH": search_path(),
-        "PYTHONUNBUFFERED": "1",
-        # One thread each: a node is one of many on a machine, and sums keep their order.
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
         "FLWR_HOME": str(paths.flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S,
         "ONEFED_STATE_DIR": str(state_folder),
         "ONEFED_EVENTS": str(events),
+    }
+
+
+def common(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What is the same for every program of every machine."""
+    return {
+        **kept(inherited),
+        "PATH": search_path(),
+        "PYTHONUNBUFFERED": "1",
+        # One thread each: a node is one of many on a machine, and sums keep their order.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
     }
 
 

@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from flwr.supercore.auth import load_superexec_auth_secret
 from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TASK_TYPE_TO_COMMAND
 from flwr.supercore.constant import TaskType as _TaskType
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.logger import update_console_handler
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from onefed.flower.adapter import SuperLinkError
@@ -131,6 +132,29 @@ def run_server_app(argv: Sequence[str]) -> None:
     """Be the program of ``Runtime.server_app_command`` in this process; ends by SystemExit."""
     sys.argv = list(argv)
     importlib.import_module("flwr.superlink.cli.flwr_serverapp").flwr_serverapp()
+
+
+def preload_superlink() -> None:
+    """Import all that ``run_superlink`` needs."""
+    importlib.import_module("flwr.superlink.cli")
+    importlib.import_module("flwr.superlink.main")
+
+
+def run_superlink(argv: Sequence[str]) -> int:
+    """Be the program ``flower-superlink`` in this process, until it is told to stop."""
+    sys.argv = list(argv)
+    importlib.import_module("flwr.superlink.cli").flower_superlink()
+    return 0
+
+
+def log_as_told(environ: Mapping[str, str]) -> None:
+    """What Flower does with ``FLWR_LOG_LEVEL`` when it is imported, done afterwards.
+
+    Raises:
+        ValueError: there is no such level; Flower logs at INFO.
+    """
+    level = environ.get("FLWR_LOG_LEVEL", "INFO").upper()
+    update_console_handler(level=level, timestamps=level == "DEBUG", colored=True)
 
 
 def hurry(grid: Grid) -> Callable[[], int]:

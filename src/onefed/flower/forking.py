@@ -73,7 +73,7 @@ def show_as(argv: Sequence[str]) -> None:
     """
     if _LIBC is None:
         return
-    _LIBC.prctl(_PR_SET_NAME, argv[0].encode()[:_NAME_BYTES_MAX])
+    _LIBC.prctl(_PR_SET_NAME, Path(argv[0]).name.encode()[:_NAME_BYTES_MAX])
     # Of proc(5): fields 48 and 49, counted here from the third, behind the name in brackets.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])

@@ -27,7 +27,7 @@ from onefed.appliance.paths import Paths
 from onefed.appliance.process import die_with_parent
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
-from onefed.local import ownership, state, summary
+from onefed.local import ownership, state, summary, warm
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import RoleState, ServiceModel, ServiceState, VmRecord
 from onefed.local.spec import Spec
@@ -59,7 +59,7 @@ class Machine:
 
     name: str
     record: VmRecord
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | warm.Child
 
 
 class Cloud:
@@ -76,6 +76,7 @@ class Cloud:
         """What Flower said last about the run."""
         self._model = ServiceModel(SERVICE_ID, spec.name)
         self._machines: list[Machine] = []
+        self._warm: warm.Warm | None = None
         self._interrupts = 0
         self._stop_now = asyncio.Event()
 
@@ -107,6 +108,7 @@ class Cloud:
     async def _live(self) -> None:
         for role, count in ((SUPERLINK, 1), ("supernode", self._spec.nodes)):
             self._model.add_role(role, count)
+        self._warm = warm.start(self._environment(), self._dir.folder)
         gate = OneGateServer(self._model)
         try:
             await self._deploy(gate.start())
@@ -176,23 +178,32 @@ class Cloud:
     async def _power_on(self, role: str, name: str, record: VmRecord) -> Machine:
         root = self._dir.root(name)
         holds = self._environ.get(failpoints.VARIABLE)
-        environment = {
-            **programs.kept(self._environ),
-            "PATH": programs.search_path(),
-            ownership.STATE_VARIABLE: str(self._dir.folder),
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", "onefed.appliance.guest"),
+        argv = (
+            *(sys.executable, "-P", "-m", "onefed.appliance.guest"),
             *("--role", role, "--name", name, "--root", str(root)),
             *("--state-folder", str(self._dir.folder), "--events", str(self._dir.events)),
             *(("--failpoints", holds) if holds else ()),
-            env=environment,
+        )
+        if self._warm is not None:
+            with contextlib.suppress(warm.WarmError):
+                log = sys.stderr.fileno()
+                child = await self._warm.spawn(argv, self._environment(), root, log)
+                return Machine(name, record, child)
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env=self._environment(),
             cwd=root,
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
         return Machine(name, record, process)
+
+    def _environment(self) -> dict[str, str]:
+        """Of a machine, and all of it: its programs get what ``appliance.programs`` says."""
+        return {
+            **programs.common(self._environ),
+            ownership.STATE_VARIABLE: str(self._dir.folder),
+        }
 
     async def _wait_until_ready(self) -> None:
         loop = asyncio.get_running_loop()
@@ -271,6 +282,8 @@ class Cloud:
             for machine in group:
                 with contextlib.suppress(ProcessLookupError):
                     machine.process.kill()
+        if self._warm is not None:
+            self._warm.close()
         await asyncio.to_thread(ownership.end_processes, self._dir)
 
     def _announce(self) -> None:

@@ -30,6 +30,9 @@ COORDINATOR: Mapping[str, str] = {
 
 NODE = "onefed.flower.node"
 
+WARM = "onefed.local.warm_server"
+"""Who may be between a machine and its programs."""
+
 
 def names(nodes: int) -> tuple[str, ...]:
     """Everything that can be killed alone, and comes back by itself."""
@@ -58,7 +61,11 @@ def find(directory: StateDir, name: str) -> psutil.Process | None:
         return guest
     wanted = COORDINATOR.get(name, NODE)
     with contextlib.suppress(psutil.Error):
-        return next((child for child in guest.children() if _runs(child, wanted)), None)
+        children = guest.children()
+        warm = [child for child in children if _runs(child, WARM)]
+        for process in warm:
+            children += process.children()
+        return next((child for child in children if _runs(child, wanted)), None)
     return None
 
 

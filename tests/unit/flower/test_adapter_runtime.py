@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,20 @@ def test_a_process_that_got_the_number_of_a_dead_one_is_another(tmp_path: Path) 
     assert process.poll() is None
     process.kill()
     process.wait()
+
+
+def test_what_a_warm_process_runs_is_flowers_superlink() -> None:
+    """Its entry point, what the HTTP server imports late, and the level of its log."""
+    (entry,) = entry_points(group="console_scripts", name="flower-superlink")
+    assert entry.value == "flwr.superlink.cli:flower_superlink"
+    adapter_runtime.preload_superlink()
+    assert "flwr.superlink.main" in sys.modules
+    handler = next(each for each in logging.getLogger("flwr").handlers if each.level)
+    before = logging.getLevelName(handler.level)
+    try:
+        adapter_runtime.log_as_told({"FLWR_LOG_LEVEL": "error"})
+        assert handler.level == logging.ERROR
+        with pytest.raises(ValueError, match="LOUD"):
+            adapter_runtime.log_as_told({"FLWR_LOG_LEVEL": "loud"})
+    finally:
+        adapter_runtime.log_as_told({"FLWR_LOG_LEVEL": before})

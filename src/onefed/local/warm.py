@@ -1,0 +1,207 @@
+"""Processes that are forked by a warm one (``warm_server``), seen from who asked for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onefed.appliance import process
+from onefed.flower import forking, programs
+
+READY_LIMIT_S = 60.0
+"""It imports for two or three seconds on a quiet machine."""
+
+FORK_LIMIT_S = 5.0
+"""A fork takes some 20 ms; a warm process that takes longer is ended."""
+
+ROOM = "-" * 2048
+"""A command line so long that those of the programs have room in it (``forking.show_as``)."""
+
+
+class WarmError(Exception):
+    """It cannot fork: the program is started as any other."""
+
+
+class Child:
+    """A process that it has forked; what ``asyncio.subprocess.Process`` is for one's own."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives; negative: the signal that killed it."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def wait(self) -> int:
+        """Until it is dead; returns its exit code."""
+        return await asyncio.shield(self._ended)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Nothing when it is dead."""
+        if not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def end(self, code: int) -> None:
+        """It has died."""
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+
+class Warm:
+    """One warm process. Lives in one asyncio loop."""
+
+    def __init__(self, channel: socket.socket, kill: Callable[[], None]) -> None:
+        """``kill`` ends the warm process, which is a child of this one, and reaps it."""
+        channel.setblocking(False)
+        self._channel = channel
+        self._kill = kill
+        self._turn = asyncio.Lock()
+        self._is_ready: asyncio.Future[None] | None = None
+        self._forked: asyncio.Future[Child] | None = None
+        self._children: dict[int, Child] = {}
+        self._lost = ""
+        """Why it cannot be used any more."""
+
+    async def spawn(
+        self, argv: Sequence[str], environment: Mapping[str, str], folder: Path, log: int
+    ) -> Child:
+        """Fork a process that becomes this program, in a session of its own.
+
+        Args:
+            environment: all of it.
+            log: descriptor of what receives standard output and error.
+
+        Raises:
+            WarmError: it cannot be forked.
+        """
+        request = {
+            "argv": list(argv),
+            "environment": dict(environment),
+            "folder": str(folder),
+        }
+        async with self._turn:
+            try:
+                await asyncio.wait_for(self._ready(), READY_LIMIT_S)
+                self._forked = asyncio.get_running_loop().create_future()
+                socket.send_fds(self._channel, [json.dumps(request).encode()], [log])
+                return await asyncio.wait_for(self._forked, FORK_LIMIT_S)
+            except (OSError, TimeoutError) as error:
+                self._lose(f"It does not answer: {error}")
+                raise WarmError(self._lost) from error
+
+    async def spawn_program(self, program: process.Program, log: int) -> process.Process:
+        """Start a program of a machine: forked where that is possible."""
+        if programs.find(program.argv) is not None and not self._lost:
+            with contextlib.suppress(WarmError):
+                return await self.spawn(program.argv, program.environment, program.folder, log)
+        return await process.spawn_plainly(program, log)
+
+    def close(self) -> None:
+        """End it, and what it has forked."""
+        self._lose("It was closed.")
+
+    async def _ready(self) -> None:
+        if self._lost:
+            raise WarmError(self._lost)
+        if self._is_ready is None:
+            loop = asyncio.get_running_loop()
+            self._is_ready = loop.create_future()
+            loop.add_reader(self._channel, self._hear)
+        await asyncio.shield(self._is_ready)
+
+    def _hear(self) -> None:
+        try:
+            content = self._channel.recv(65_536)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            content = b""
+            self._lose(str(error))
+        if not content:
+            self._lose("It has ended.")
+            return
+        self._take(json.loads(content))
+
+    def _take(self, said: Mapping[str, Any]) -> None:
+        if "ended" in said:
+            if (child := self._children.pop(said["ended"], None)) is not None:
+                child.end(said["status"])
+        elif "pid" in said:
+            child = self._children[said["pid"]] = Child(said["pid"])
+            if self._forked is not None and not self._forked.done():
+                self._forked.set_result(child)
+        elif said["hazards"]:
+            self._lose(f"It does not fork well: {', '.join(said['hazards'])}")
+        elif self._is_ready is not None:
+            self._is_ready.set_result(None)
+
+    def _lose(self, why: str) -> None:
+        """Use it no more: what it has forked dies with it."""
+        if self._lost:
+            return
+        self._lost = why
+        asyncio.get_running_loop().remove_reader(self._channel)
+        self._channel.close()
+        self._kill()
+        for waiting in (self._is_ready, self._forked):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(WarmError(why))
+                waiting.exception()  # perhaps nobody waits
+        for child in self._children.values():
+            child.end(-signal.SIGKILL)
+        self._children.clear()
+
+
+def kill(pid: int) -> None:
+    """Of a child that is not waited for elsewhere: end it and reap it."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def start(environment: Mapping[str, str], folder: Path) -> Warm | None:
+    """Start a warm process; None where there is no such thing. It is ready later.
+
+    Args:
+        environment: all of it; that of its programs is their own.
+    """
+    if sys.platform != "linux":
+        return None
+    ours, theirs = forking.pair()
+    with theirs:
+        started = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "onefed.local.warm_server"),
+                *(str(theirs.fileno()), str(os.getpid()), ROOM),
+            ],
+            env=dict(environment),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+
+    def end() -> None:
+        started.kill()
+        started.wait()
+
+    return Warm(ours, end)

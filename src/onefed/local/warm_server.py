@@ -1,0 +1,150 @@
+"""A process that has imported what the programs of a federation need, and forks them.
+
+A program of Flower spends its first two seconds on imports; a federation of three nodes has ten, on
+one machine. So the cloud starts one *warm* process. That forks the machines, and each machine, as
+long as it has no threads, forks a warm process of its own, which forks the machine's programs:
+
+    cloud -> warm -> machine -> warm -> program
+
+``python -P -m onefed.local.warm_server DESCRIPTOR PARENT ROOM`` reads requests from a socket. It
+dies with its parent, and what it has forked dies with it. Linux only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onefed.appliance import guest
+from onefed.flower import forking, programs
+from onefed.local import warm
+
+DATAGRAM_BYTES_MAX = 131_072
+"""Of a request: an argument array and a whole environment."""
+
+GUEST = "onefed.appliance.guest"
+
+SHOWN = (sys.executable, "-P", "-m", "onefed.local.warm_server")
+"""What ``ps`` shows of a warm process."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A program that is to be started."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    """All of it."""
+    folder: str
+
+    def to_bytes(self) -> bytes:
+        """As it is sent."""
+        return json.dumps(asdict(self)).encode()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Import, then serve until the other end is closed; goes on as the program in what it forks."""
+    control = socket.socket(fileno=int(arguments[0]))
+    forking.die_with_parent(signal.SIGKILL, int(arguments[1]))
+    programs.preload()
+    return _become(_serve(control))
+
+
+def _serve(control: socket.socket) -> Request:
+    """The life of a warm process; returns in each forked one, with what it is to be."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # its end is that of its parent
+    forking.show_as(SHOWN)
+    forking.settle()
+    server = os.getpid()
+    children: dict[int, int] = {}
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    try:
+        _say(control, hazards=forking.hazards())
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor != control.fileno():
+                    poll.unregister(descriptor)
+                    _bury(control, children.pop(descriptor), descriptor)
+                    continue
+                content, passed, _, _ = socket.recv_fds(control, DATAGRAM_BYTES_MAX, 1)
+                if not content:
+                    os._exit(0)
+                pid = os.fork()
+                if pid == 0:
+                    forking.die_with_parent(signal.SIGKILL, server)
+                    control.close()
+                    for other in children:
+                        os.close(other)
+                    return _take(content, passed[0])
+                os.close(passed[0])
+                watched = os.pidfd_open(pid)
+                children[watched] = pid
+                poll.register(watched, select.POLLIN)
+                _say(control, pid=pid)
+    except OSError:
+        os._exit(0)  # nobody listens any more, or there are no more processes
+
+
+def _bury(control: socket.socket, pid: int, descriptor: int) -> None:
+    os.close(descriptor)
+    _, status = os.waitpid(pid, 0)
+    _say(control, ended=pid, status=os.waitstatus_to_exitcode(status))
+
+
+def _take(content: bytes, log: int) -> Request:
+    """In a forked process: be like one that was just started."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor, source in ((0, nowhere), (1, log), (2, log)):
+        os.dup2(source, descriptor)
+    os.close(nowhere)
+    os.close(log)
+    return Request(**json.loads(content))
+
+
+def _become(request: Request) -> int:
+    os.chdir(request.folder)
+    kept = {name: text for name, text in os.environ.items() if name.startswith("GRPC_")}
+    os.environ.clear()  # but for what Flower's import has set
+    os.environ.update({**kept, **request.environment})
+    forking.show_as(request.argv)
+    programs.wake(os.environ)
+    if GUEST in request.argv:
+        return _machine(list(request.argv[request.argv.index(GUEST) + 1 :]))
+    program = programs.find(request.argv)
+    assert program is not None, "the other end knows what can be forked"
+    return program()
+
+
+def _machine(arguments: Sequence[str]) -> int:
+    """Be a machine, with a warm process of its own."""
+    ours, theirs = forking.pair()
+    machine = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        forking.die_with_parent(signal.SIGKILL, machine)
+        return _become(_serve(theirs))
+    theirs.close()
+    own = warm.Warm(ours, functools.partial(warm.kill, pid))
+    return guest.main(arguments, spawn=own.spawn_program)
+
+
+def _say(control: socket.socket, **facts: Any) -> None:
+    control.send(json.dumps(facts).encode())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
