@@ -1,6 +1,7 @@
 """Flower's SuperLink and our own programs around it, run inside a process that was forked.
 
 ``preload`` imports what they need; a process that has done so forks others that begin at once.
+Flower is imported late: who only asks whether a program is one of these has no need of it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from onefed.flower import adapter_runtime, randomness
+from typing import Any
 
 OURS: Mapping[str, str] = {
     "onefed.flower.executor": "onefed.flower.executor",
@@ -23,8 +23,9 @@ OURS: Mapping[str, str] = {
 
 def preload() -> None:
     """Import everything that one of the programs imports; no thread runs afterwards."""
-    adapter_runtime.preload_superlink()
-    adapter_runtime.preload_server_app()
+    flower = _adapter()
+    flower.preload_superlink()
+    flower.preload_server_app()
     for module in OURS.values():
         importlib.import_module(module)
 
@@ -36,7 +37,7 @@ def find(argv: Sequence[str]) -> Callable[[], int] | None:
         argv: as ``appliance.programs`` writes it.
     """
     if Path(argv[0]).name == "flower-superlink":
-        return lambda: adapter_runtime.run_superlink(argv)
+        return lambda: int(_adapter().run_superlink(argv))
     if list(argv[:3]) == [sys.executable, "-P", "-m"] and argv[3] in OURS:
         return lambda: _run(OURS[argv[3]], list(argv[4:]))
     return None
@@ -45,9 +46,13 @@ def find(argv: Sequence[str]) -> Callable[[], int] | None:
 def wake(environ: Mapping[str, str]) -> None:
     """In a forked process: draw its own random numbers, and log as loudly as its own environment
     says."""
-    randomness.refresh()
+    importlib.import_module("onefed.flower.randomness").refresh()
     with contextlib.suppress(ValueError):  # no such level: Flower's own
-        adapter_runtime.log_as_told(environ)
+        _adapter().log_as_told(environ)
+
+
+def _adapter() -> Any:
+    return importlib.import_module("onefed.flower.adapter_runtime")
 
 
 def _run(module: str, arguments: list[str]) -> int:

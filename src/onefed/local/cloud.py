@@ -1,7 +1,7 @@
 """The cloud of one federation: OneGate, and machines made of processes, from power-on to the end.
 
-``python -m onefed.local.cloud DIR [SUMMARY]`` owns a state directory while it lives, and writes the
-summary of how it ended into it, and to SUMMARY.
+``host`` is the program; it owns the state directory meanwhile. The summary of how the federation
+ended is written into it.
 It deploys as OneFlow does with ``straight`` and ``ready_status_gate``: the superlink first, and
 the supernodes once it has reported READY.
 SIGINT asks for a stop after the round in flight is saved, a second one or SIGTERM for a stop now.
@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from onefed import context, failpoints
-from onefed.appliance import programs
 from onefed.appliance.machine import free_port
 from onefed.appliance.paths import Paths
-from onefed.appliance.process import die_with_parent
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
-from onefed.local import ownership, state, summary, warm
+from onefed.local import host, ownership, state, summary, warm
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import RoleState, ServiceModel, ServiceState, VmRecord
 from onefed.local.spec import Spec
@@ -65,7 +62,13 @@ class Machine:
 class Cloud:
     """Brings one federation up, watches it, and takes it down."""
 
-    def __init__(self, directory: StateDir, spec: Spec, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        directory: StateDir,
+        spec: Spec,
+        environ: Mapping[str, str],
+        warm_process: warm.Warm | None = None,
+    ) -> None:
         self._dir = directory
         self._spec = spec
         self._environ = environ
@@ -76,7 +79,7 @@ class Cloud:
         """What Flower said last about the run."""
         self._model = ServiceModel(SERVICE_ID, spec.name)
         self._machines: list[Machine] = []
-        self._warm: warm.Warm | None = None
+        self._warm = warm_process
         self._interrupts = 0
         self._stop_now = asyncio.Event()
 
@@ -108,7 +111,6 @@ class Cloud:
     async def _live(self) -> None:
         for role, count in ((SUPERLINK, 1), ("supernode", self._spec.nodes)):
             self._model.add_role(role, count)
-        self._warm = warm.start(self._environment(), self._dir.folder)
         gate = OneGateServer(self._model)
         try:
             await self._deploy(gate.start())
@@ -187,23 +189,18 @@ class Cloud:
         if self._warm is not None:
             with contextlib.suppress(warm.WarmError):
                 log = sys.stderr.fileno()
-                child = await self._warm.spawn(argv, self._environment(), root, log)
+                child = await self._warm.spawn(
+                    argv, host.environment(self._dir.folder, self._environ), root, log
+                )
                 return Machine(name, record, child)
         process = await asyncio.create_subprocess_exec(
             *argv,
-            env=self._environment(),
+            env=host.environment(self._dir.folder, self._environ),
             cwd=root,
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
         return Machine(name, record, process)
-
-    def _environment(self) -> dict[str, str]:
-        """Of a machine, and all of it: its programs get what ``appliance.programs`` says."""
-        return {
-            **programs.common(self._environ),
-            ownership.STATE_VARIABLE: str(self._dir.folder),
-        }
 
     async def _wait_until_ready(self) -> None:
         loop = asyncio.get_running_loop()
@@ -327,24 +324,22 @@ class DataGoneError(OnefedError):
     exit_code = ExitCode.DATA
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Own the state directory until its federation has ended; the exit code says how."""
-    directory = StateDir(Path(arguments[0]))
-    attached_to = os.environ.get("ONEFED_ATTACHED")
-    if attached_to:
-        die_with_parent(signal.SIGTERM)
-        if os.getppid() != int(attached_to):
-            return int(ExitCode.INTERRUPTED)  # it died before the kernel was told
-    try:
-        with ownership.hold(directory):
-            ownership.end_processes(directory)  # of a cloud that was killed
-            spec = directory.read_spec()
-            outcome = asyncio.run(Cloud(directory, spec, os.environ).run())
-            for path in (directory.summary, *map(Path, arguments[1:])):
-                summary.write(outcome, path)
-    except OnefedError as error:
-        sys.stderr.write(f"{error}\n")
-        return int(error.exit_code)
+def run(
+    directory: StateDir,
+    warm_process: warm.Warm | None,
+    environ: Mapping[str, str],
+    copy: Path | None,
+) -> int:
+    """The federation of a state directory that this process owns; returns its exit code.
+
+    Args:
+        warm_process: forks the machines.
+        copy: of the summary, where one is wanted.
+    """
+    spec = directory.read_spec()
+    outcome = asyncio.run(Cloud(directory, spec, environ, warm_process).run())
+    for path in (directory.summary, *([] if copy is None else [copy])):
+        summary.write(outcome, path)
     return outcome.exit_code
 
 
@@ -396,7 +391,3 @@ def _machine_failed(machine: Machine, view: FederationView) -> BootFailedError:
 
 def _quoted(value: str) -> str:
     return "'" + value.replace("'", r"'\''") + "'"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -76,7 +76,7 @@ def start(
         return subprocess.Popen(
             # -P: no module in the folder that the user works in is taken for one of Python's.
             [
-                *(sys.executable, "-P", "-m", "onefed.local.cloud", str(directory.folder)),
+                *(sys.executable, "-P", "-m", "onefed.local.host", str(directory.folder)),
                 *([] if summary is None else [str(summary.absolute())]),
             ],
             env={

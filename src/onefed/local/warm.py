@@ -76,6 +76,8 @@ class Warm:
         self._channel = channel
         self._kill = kill
         self._turn = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Known from the first request on."""
         self._is_ready: asyncio.Future[None] | None = None
         self._forked: asyncio.Future[Child] | None = None
         self._children: dict[int, Child] = {}
@@ -124,9 +126,9 @@ class Warm:
         if self._lost:
             raise WarmError(self._lost)
         if self._is_ready is None:
-            loop = asyncio.get_running_loop()
-            self._is_ready = loop.create_future()
-            loop.add_reader(self._channel, self._hear)
+            self._loop = asyncio.get_running_loop()
+            self._is_ready = self._loop.create_future()
+            self._loop.add_reader(self._channel, self._hear)
         await asyncio.shield(self._is_ready)
 
     def _hear(self) -> None:
@@ -160,7 +162,8 @@ class Warm:
         if self._lost:
             return
         self._lost = why
-        asyncio.get_running_loop().remove_reader(self._channel)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._channel)
         self._channel.close()
         self._kill()
         for waiting in (self._is_ready, self._forked):

@@ -279,7 +279,7 @@ def test_a_disk_that_fills_ends_it_while_it_can_still_say_so(
     small.mkdir()
     script = (
         'mount -t tmpfs -o size=20m tmpfs "$1" || exit 99; cp -r "$2" "$1/demo"; '
-        '"$3" -P -m onefed.local.cloud "$1/demo" "$4"'
+        '"$3" -P -m onefed.local.host "$1/demo" "$4"'
     )
     done = subprocess.run(
         [
