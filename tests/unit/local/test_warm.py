@@ -54,6 +54,13 @@ async def until(reached: Callable[[], bool]) -> None:
         await asyncio.sleep(0.02)
 
 
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []  # it is just ending
+
+
 def outputs(pid: int) -> set[str]:
     return {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in (1, 2)}
 
@@ -100,7 +107,7 @@ def test_what_it_has_forked_dies_with_it_and_the_next_one_is_started_plainly(
         mine = psutil.Process()
 
         def children(of: str) -> list[psutil.Process]:
-            return [each for each in mine.children() if of in each.cmdline()]
+            return [each for each in mine.children() if of in command(each)]
 
         await until(lambda: log.exists() and "Could not ask" in log.read_text())
         assert not children("onefed.flower.executor"), "it is a child of the warm process"
