@@ -34,6 +34,7 @@ from onefed.node.learner import Learner
 from onefed.node.members import Members
 from onefed.node.points import Points
 from onefed.node.refusals import Refusals
+from onefed.node.shortage import Shortage
 from onefed.node.store import Store
 from onefed.node.training import App
 from onefed.node.transport import Transport
@@ -80,6 +81,9 @@ from onefed.telemetry import events
 from onefed.tls import member_identity
 
 _LOG = logging.getLogger(__name__)
+
+LOOK_S = 0.25
+"""Between two looks at whom it hears."""
 
 
 class Node:
@@ -379,7 +383,12 @@ class Node:
         machine, clock = self._machine, self._world.clock
         assert machine is not None
         await self._step(Started())
+        shortage = Shortage(self._name, self._world.emit, clock, grace_s=self._pace.suspect_s)
+        look_at_s = clock()
         while True:
+            if clock() >= look_at_s and self._says != "finished":  # then they go, one by one
+                look_at_s = clock() + LOOK_S
+                shortage.look(machine.neighbours, self.settings.training.VOTE_TIMEOUT)
             wait_s = machine.due_s - clock()
             event = None if wait_s <= 0 else await self._inbox.get(wait_s)
             if self.settings.values() != self._tuned:

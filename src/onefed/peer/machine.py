@@ -150,6 +150,13 @@ class Machine:
         """Peers whose connection broke, and that were not heard of since."""
         return frozenset(node for node, at_s in self._state.heard_s.items() if at_s == -NEVER)
 
+    @property
+    def neighbours(self) -> dict[NodeId, bool]:
+        """Members of the roster that this node has a connection to; whether each is heard."""
+        state = self._state
+        near = relay.neighbours(state)
+        return {node: state.is_live(node) for node in self.roster if node in near}
+
     def step(self, now_s: float, event: Event) -> list[Action]:
         """Take one event; the actions are to be carried out in their order.
 

@@ -25,10 +25,14 @@ def is_sparse(state: State) -> bool:
     return state.settings.topology is not Topology.FULL
 
 
+def neighbours(state: State) -> frozenset[NodeId]:
+    """Whom this node has a connection to, by the topology."""
+    return topology.neighbours(state.settings.topology, _order(state), state.me)
+
+
 def links(state: State) -> frozenset[NodeId]:
     """Neighbours, and whoever has spoken over a connection of its own lately: it may be joining."""
-    near = topology.neighbours(state.settings.topology, _order(state), state.me)
-    return near | {node for node in state.direct_s if _is_up(state, node)}
+    return neighbours(state) | {node for node in state.direct_s if _is_up(state, node)}
 
 
 def opened(state: State, sender: NodeId, envelope: Relay) -> Control | None:

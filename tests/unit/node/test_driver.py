@@ -14,12 +14,12 @@ from tests.unit.node.conftest import LIMIT_S, PACE, by_the_rule, memory_group
 from onefed import aggregate, arrays
 from onefed.checkpoint import files
 from onefed.errors import InUseError, StorageError
-from onefed.node import NodeError
+from onefed.node import NodeError, codec
 from onefed.node.store import Store
 from onefed.node.world import ContributionsError
 from onefed.peer.interface import AcceptedRecord, CommittedRecord, VoteRecord
 from onefed.peer.journal import JournalError
-from onefed.peer.messages import Ballot, Entry, Member
+from onefed.peer.messages import Ballot, Entry, Member, Welcome
 from onefed.peer.topology import Topology, neighbours
 from onefed.telemetry import events
 
@@ -362,5 +362,40 @@ def test_a_rule_that_needs_more_members_says_so_at_the_start(tmp_path: Path) -> 
         async with memory_group(tmp_path, rule="Bulyan", malicious=1) as group:
             with pytest.raises(NodeError, match="needs"):
                 await group.start("node-0", "node-1")
+
+    asyncio.run(scenario())
+
+
+def test_a_contact_that_cannot_be_used_comes_on_no_roster(tmp_path: Path) -> None:
+    """It would be agreed on, and no node could read its journal again."""
+
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=1000) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(2))
+            lie = Entry(10**6, "0" * 64, 5, Ballot(9, 9), (Member("a", "nowhere"),), (), ())
+            group.transports["node-3"].talk("node-0", codec.encode(Welcome(lie)))
+            await group.until(
+                lambda: any(
+                    isinstance(each, events.PeerNotice) and each.kind == "refused"
+                    for each in group.told["node-0"]
+                )
+            )
+            reached = group.nodes["node-0"].state.round_number
+            await group.until(group.all_at(reached + 2))
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_misses_a_neighbour_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=1000) as group:
+            await group.start(*FOUR)
+            await group.until(group.all_at(2))
+            await group.kill("node-3")
+            said = (
+                "⚠️ Node shortage detected at node-0: 2 neighbors, expected 3. Waiting 10 seconds..."
+            )
+            await group.until(lambda: events.Notice("WARNING", said) in group.told["node-0"])
 
     asyncio.run(scenario())
