@@ -89,6 +89,23 @@ def up(
         Topology,
         typer.Option("--topology", help="Which nodes have a connection to each other."),
     ] = Topology.FULL,
+    remote_checkpoint_interval: Annotated[
+        int,
+        typer.Option(
+            "--remote-checkpoint-interval",
+            min=0,
+            help="Rounds between two checkpoints of a node that other nodes keep; 0: none.",
+        ),
+    ] = 5,
+    keep_checkpoints: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-checkpoints",
+            min=1,
+            help="Newest rounds of which a node keeps checkpoints.",
+            show_default="all",
+        ),
+    ] = None,
     failure_round: Annotated[
         int | None,
         typer.Option(
@@ -125,6 +142,12 @@ def up(
     holds = [] if failure is None else [failure.after_round + 1, failure.before_round]
     fab = peer_app.pack(app, use_case)
     keepalive, rest = _keepalive(settings or [])
+    if keep_checkpoints is not None and keep_checkpoints < remote_checkpoint_interval:
+        raise PeerRequestError(
+            f"--keep-checkpoints {keep_checkpoints} is less than --remote-checkpoint-interval "
+            f"{remote_checkpoint_interval}.",
+            hint="What others are to keep has to be there until they have it.",
+        )
     run_config = {**_settings(rest, fab), "strategy": strategy, "seed": seed}
     aggregate.require_clients(peer_app.rule(fab, run_config), nodes)
     place = group(state.home(os.environ), name)
@@ -145,6 +168,8 @@ def up(
         keepalive_timeout_s=keepalive["FL_GRPC_KEEPALIVE_TIMEOUT"],
         protocol="memory" if protocol is Protocol.MEMORY else "grpc",
         holds=tuple(each for each in holds if each is not None),
+        remote_checkpoint_interval=remote_checkpoint_interval,
+        kept_rounds=keep_checkpoints,
     )
     place.write(spec, fab)
     if log_format is LogFormat.TEXT:
@@ -181,6 +206,11 @@ def status(name: Name = NAME_DEFAULT) -> None:
             *(f"{said['round_number']}/{spec.rounds}", model, str(len(said["voters"]))),
         )
     table_console().print(table)
+    for decision in peer_group.evictions(place):
+        say(
+            f"After round {decision['after_round']} the operator took off "
+            f"{', '.join(decision['nodes'])}, without a majority."
+        )
 
 
 def leave(

@@ -290,6 +290,7 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
             for view in views.values()
             for event in view.rounds.values()
         },
+        "evictions": evictions(group),
         "strategy": spec.strategy,
         "app": spec.app,
         "seed": spec.seed,
@@ -299,3 +300,12 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
         "exit_code": int(outcome.exit_code),
         "format": 1,
     }
+
+
+def evictions(group: PeerGroup) -> list[dict[str, Any]]:
+    """Decisions without a majority, by whoever knows most of them; oldest first."""
+    known = [said.get("evictions", []) for said in group.states().values()]
+    return [
+        {"after_round": each["round_number"], "nodes": each["nodes"]}
+        for each in max(known, key=len, default=[])
+    ]

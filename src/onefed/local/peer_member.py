@@ -105,7 +105,7 @@ async def run(
     Args:
         killed: it ends at once, and writes down nothing more.
         events_file: instead of the node's own.
-        checkpoints, kept_rounds: as ``Node`` takes them.
+        checkpoints, kept_rounds: as ``Node`` takes them; None: as the group says.
         on_state: told every second what the node is.
     """
     spec = place.read()
@@ -132,8 +132,9 @@ async def run(
             topology=Topology(spec.topology),
         ),
         checkpoints=checkpoints,
-        kept_rounds=kept_rounds,
+        kept_rounds=kept_rounds or spec.kept_rounds,
     )
+    node.settings.general.REMOTE_CHECKPOINT_INTERVAL = spec.remote_checkpoint_interval
     tasks: list[asyncio.Future[None]] = []
     try:
         await node.start()

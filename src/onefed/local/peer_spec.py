@@ -55,6 +55,10 @@ class PeerSpec:
     """A connection that idles for so long is probed (FL_GRPC_KEEPALIVE_TIME)."""
     keepalive_timeout_s: float = 20.0
     """... and given up without an answer (FL_GRPC_KEEPALIVE_TIMEOUT)."""
+    remote_checkpoint_interval: int = 5
+    """Rounds between two checkpoints of a node that others keep; 0: none."""
+    kept_rounds: int | None = None
+    """Of a node's own checkpoints, the newest so many rounds; None: all."""
     format: int = FORMAT
 
 

@@ -345,6 +345,7 @@ class Node:
             roster=() if machine is None else machine.roster,
             experiment=self._experiment,
             epochs=None if self._work is None else self._work.epochs,
+            evictions=() if machine is None else machine.evictions,
         )
 
     async def model(self) -> arrays.Arrays:

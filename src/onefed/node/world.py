@@ -11,7 +11,7 @@ from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
 from onefed.node.contact import Contact
 from onefed.node.transport import Transport
-from onefed.peer.messages import NodeId
+from onefed.peer.messages import Eviction, NodeId
 from onefed.telemetry import events
 from onefed.tls.member_identity import MemberIdentity
 
@@ -93,3 +93,5 @@ class NodeState:
     """Voters by the newest commit: those that the operator has called gone among them."""
     experiment: str = ""
     epochs: int | None = None
+    evictions: tuple[Eviction, ...] = ()
+    """Decisions of the operator without a majority, oldest first."""

@@ -44,6 +44,7 @@ from onefed.peer.messages import (
     Ack,
     Data,
     Digest,
+    Eviction,
     Heartbeat,
     Hello,
     Join,
@@ -139,6 +140,11 @@ class Machine:
     def roster(self) -> tuple[NodeId, ...]:
         """By the newest commit."""
         return tuple(member.node for member in self._state.commit.roster)
+
+    @property
+    def evictions(self) -> tuple[Eviction, ...]:
+        """Decisions of the operator without a majority, by the newest commit."""
+        return self._state.commit.evictions
 
     @property
     def voters(self) -> tuple[NodeId, ...]:
