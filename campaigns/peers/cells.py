@@ -6,6 +6,7 @@ group, one after the other: each begins with all nodes level and ends so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -18,7 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from campaigns.peers import hostile, net
+from campaigns.peers import node as toy
 from campaigns.peers.group import FAKETIME, Group
+from onefed.node import contact
+from onefed.node.checkpoints import Folder, Kind
+from onefed.node.grpc_transport import CONNECTIONS_MAX
 from onefed.node.points import FOLLOWERS_ONLY, LEADERS_ONLY, POINTS
 
 NODES = 4
@@ -28,9 +33,12 @@ LOSS_PERCENT = 5
 LOSS_S = 20.0
 STEP_S = 3600
 HOSTILE_S = 6.0
+KNOCKS = 10_000
+KNOCKS_TOGETHER = 100
 DISK_BYTES = 4 * 2**20
 MEMORY_GROWTH_MAX = 64 * 2**20
 """Of a node that is sent nonsense."""
+DESCRIPTORS_MAX = 2 * CONNECTIONS_MAX
 UP_ROUNDS = 3
 """Undisturbed rounds between two cells."""
 
@@ -110,6 +118,7 @@ def matrix() -> list[Cell]:
     cells += [
         Cell(NONSENSE, f"a member that sends {kind} frames", _lie(kind)) for kind in hostile.KINDS
     ]
+    cells.append(Cell(NONSENSE, f"{KNOCKS:,} connections of a stranger to the leader", _knock))
     return cells
 
 
@@ -265,10 +274,15 @@ def _wipe(group: Group) -> Line:
     number = group.reached
     gap_s = _next_round(group, number)
     shutil.rmtree(group.disk(victim))
-    newcomer = f"node-{len(group.names)}"
+    newcomer = contact.successor(victim, group.names)
     again_s = _come_back(group, newcomer)
     group.names.remove(victim)
-    return {"gap_s": gap_s, "again_s": again_s, "said": f"it comes back as {newcomer}"}
+    kept = Folder(group.disk(newcomer) / "checkpoints", toy.EXPERIMENT, newcomer)
+    restored = kept.newest(victim, kinds=(Kind.REMOTE,))
+    said = f"it comes back as {newcomer}, with what others kept of it: " + (
+        "nothing" if restored is None else f"round {restored.about.round_number} of {number}"
+    )
+    return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": restored is None}
 
 
 def _disk_full(role: str) -> Callable[[Group], Line]:
@@ -450,3 +464,31 @@ def _lie(kind: str) -> Callable[[Group], Line]:
         return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": wrong}
 
     return run
+
+
+def _knock(group: Group) -> Line:
+    victim = group.leader
+    number, terms = group.reached, len(group.leaders)
+    memory = group.memory_bytes()[victim]
+    most, opened = 0, []
+    try:
+        for count in range(KNOCKS):
+            with contextlib.suppress(OSError):  # it was closed at once
+                opened.append(hostile.half_a_handshake(group.address(victim)))
+            if count % KNOCKS_TOGETHER == 0:
+                most = max(most, group.descriptors()[victim])
+                group.look()
+        gap_s = _next_round(group, group.reached)
+        most = max(most, group.descriptors()[victim])
+        grown = group.memory_bytes()[victim] - memory
+    finally:
+        for connection in opened:
+            connection.close()
+    went_on, elections = group.reached - number, len(group.leaders) - terms
+    again_s = _level(group, *group.names)
+    said = (
+        f"{went_on} rounds meanwhile, {elections} elections; at most {most} descriptors and "
+        f"{max(grown, 0) / 2**20:.0f} MiB more memory"
+    )
+    wrong = went_on < 2 or elections > 0 or grown > MEMORY_GROWTH_MAX or most > DESCRIPTORS_MAX
+    return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": wrong}

@@ -24,11 +24,22 @@ import grpc
 
 from campaigns.peers.node import LENGTH
 from onefed.node import contact
-from onefed.node.codec import MESSAGE_BYTES_MAX
+from onefed.node.codec import MESSAGE_BYTES_MAX, encode
 from onefed.node.contact import Contact
 from onefed.node.grpc_transport import CARRY, FRAME_BYTES_MAX, SERVICE, TALK
 from onefed.node.transport import CHUNK_BYTES, encode_chunk
-from onefed.peer.messages import Ballot, Blob, Member, Shard, Slice
+from onefed.peer.messages import (
+    Ack,
+    Ballot,
+    Blob,
+    Contribution,
+    Item,
+    Member,
+    Parcel,
+    Shard,
+    Slice,
+    Want,
+)
 from onefed.tls import member_identity
 from onefed.tls.member_identity import MemberIdentity
 
@@ -76,6 +87,26 @@ def truncated(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
         yield CARRY, LENGTH.pack(chance.choice((2**32 - 1, 4096, 4097))) + b"[]"
 
 
+def absurd(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
+    """Words of the protocol about things that there cannot be."""
+    numbers = (-1, 0, 1, 4096, 2**53)
+    while True:
+        number, other = chance.choice(numbers), chance.choice(numbers)
+        digest = chance.choice(("", "0" * 64, "../../x"))
+        item: Item = chance.choice(
+            (
+                Slice(number, "node-0", digest, number, other),
+                Shard(number, Ballot(number, other), number),
+                Blob(digest),
+                Parcel("../node-0", number, digest, digest),
+            )
+        )
+        update = Contribution("node-3", chance.choice((-1, 0, 2**40)), digest, 1)
+        yield TALK, encode(Want(item, "node-0"))
+        yield TALK, encode(Ack(0, 1, 2**40, 1, update, None, 0, ()))
+        yield CARRY, encode_chunk(item, 10, chance.choice((0, 9)), memoryview(b"x"))
+
+
 def replayed(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
     """What the member has said since it began: in order, then by chance."""
     while True:
@@ -89,6 +120,7 @@ KINDS: dict[str, Callable[[random.Random, Sequence[bytes]], Iterator[Frame]]] = 
     "garbage": garbage,
     "oversized": oversized,
     "truncated": truncated,
+    "absurd": absurd,
     "replayed": replayed,
 }
 

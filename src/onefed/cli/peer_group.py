@@ -142,12 +142,6 @@ def up(
     holds = [] if failure is None else [failure.after_round + 1, failure.before_round]
     fab = peer_app.pack(app, use_case)
     keepalive, rest = _keepalive(settings or [])
-    if keep_checkpoints is not None and keep_checkpoints < remote_checkpoint_interval:
-        raise PeerRequestError(
-            f"--keep-checkpoints {keep_checkpoints} is less than --remote-checkpoint-interval "
-            f"{remote_checkpoint_interval}.",
-            hint="What others are to keep has to be there until they have it.",
-        )
     run_config = {**_settings(rest, fab), "strategy": strategy, "seed": seed}
     aggregate.require_clients(peer_app.rule(fab, run_config), nodes)
     place = group(state.home(os.environ), name)

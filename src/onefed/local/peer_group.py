@@ -129,7 +129,8 @@ class GroupRun:
             error = str(problem)
         finally:
             states = await self._end()
-        if status == "finished" and len({self.views[name].model_sha256 for name in states}) > 1:
+        models = {self.views[name].model_sha256 for name in states if name not in self.killed}
+        if status == "finished" and len(models) > 1:
             status, error = "failed", "The nodes have different models."
         return Outcome(
             status=status,

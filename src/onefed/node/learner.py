@@ -138,6 +138,7 @@ class Learner:
             about = self._about(Kind.LOCAL, action.round_number, self._state(), base=action.base)
             own = Checkpoint(about, model, self._work.private)
         self._trained = own
+        self.checkpoints.promised = action.round_number
         if await self._save(own):
             self._put(Packed(action.round_number, action.base, own.digest))
 
@@ -234,6 +235,7 @@ class Learner:
                 except DamagedError as error:
                     self._warn(error)
                     continue
+                self.checkpoints.promised = number
                 return Parcel(self._name, number, found.digest, "")
         return None
 

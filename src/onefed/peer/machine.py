@@ -158,10 +158,19 @@ class Machine:
 
     @property
     def neighbours(self) -> dict[NodeId, bool]:
-        """Members of the roster that this node has a connection to; whether each is heard."""
-        state = self._state
+        """Members of the roster that this node has a connection to; whether each is there.
+
+        A leader hears all of them all the time; the others speak only when there is something to
+        say, so to a follower they are there while their connection stands.
+        """
+        state, lost = self._state, self.lost
         near = relay.neighbours(state)
-        return {node: state.is_live(node) for node in self.roster if node in near}
+        leads = state.lead is not None
+        return {
+            node: state.is_live(node) if leads else node not in lost
+            for node in self.roster
+            if node in near
+        }
 
     def step(self, now_s: float, event: Event) -> list[Action]:
         """Take one event; the actions are to be carried out in their order.

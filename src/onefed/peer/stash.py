@@ -144,6 +144,7 @@ def _give(state: State) -> None:
         state.stash_at_s = NEVER
         return
     asked = [node for node in others if node not in state.kept_by]
+    asked.sort(key=lambda node: state.heard_s.get(node) == -NEVER)  # those that are gone come last
     first = state.stash_tries // 2 % max(1, len(asked))
     asked = (asked[first:] + asked[:first])[:lacking]
     for node in asked:

@@ -74,14 +74,6 @@ def test_a_setting_that_nobody_reads_is_refused(home: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_checkpoints_that_are_gone_before_others_have_them_are_refused(home: Path) -> None:
-    error = run("up", "--keep-checkpoints", "2", "--remote-checkpoint-interval", "3")
-
-    assert "--keep-checkpoints 2 is less than" in error.message
-    assert error.exit_code is ExitCode.CONFIG
-    assert list(home.iterdir()) == []
-
-
 def test_an_app_with_a_server_of_its_own_is_refused(home: Path) -> None:
     error = run("up", "--app", str(EXAMPLES / "sklearn-logreg"))
 

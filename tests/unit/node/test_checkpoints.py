@@ -134,6 +134,15 @@ def test_no_more_rounds_are_kept_than_wanted(tmp_path: Path) -> None:
     assert folder.rounds("node-1") == [5, 4]
 
 
+def test_what_others_are_to_keep_stays_until_they_are_to_keep_a_newer_one(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, "x", "node-1", kept_rounds=1)
+    for number in range(1, 6):
+        if number in (2, 5):
+            folder.promised = number
+        folder.save(Checkpoint(About(Kind.LOCAL, "x", "node-1", number, "now"), first_model()))
+        assert folder.rounds("node-1") == {3: [3, 2], 4: [4, 2]}.get(number, [number])
+
+
 # Parcels
 
 

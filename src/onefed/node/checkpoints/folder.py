@@ -42,6 +42,8 @@ class Folder:
         self.root = root
         self.experiment = experiment
         self.node = node
+        self.promised: int | None = None
+        """Round of the own checkpoint that others are to keep: it stays until a newer one is."""
         self._kept_rounds = kept_rounds
         self._warn = warn
         self._system = system
@@ -54,7 +56,8 @@ class Folder:
         file.write(path, checkpoint, system=self._system)
         if self._kept_rounds is not None:
             for old in self.rounds(about.node)[self._kept_rounds :]:
-                for kind in Kind:
+                kept = {Kind.LOCAL} if (about.node, old) == (self.node, self.promised) else set()
+                for kind in set(Kind) - kept:
                     files.remove(self._path(about.node, old, kind), system=self._system)
         return path
 
