@@ -200,6 +200,13 @@ def missing(state: State, plan: Plan) -> Iterator[tuple[Item, NodeId]]:
                     yield item, item.node
 
 
+def withheld(state: State, plan: Plan) -> set[NodeId]:
+    """Contributors whose update has not come here, where this node was to have all of them."""
+    if plan.owners not in ((), (state.me,)):
+        return set()
+    return {item.node for item, _ in missing(state, plan) if isinstance(item, Slice)}
+
+
 def _work(state: State, plan: Plan) -> None:
     if state.offered != (plan.ballot, state.ready) and state.ready in plan.contributors:
         state.offered = (plan.ballot, state.ready)

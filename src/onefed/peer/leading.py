@@ -186,6 +186,8 @@ def advance(state: State) -> None:
             return
         state.notice("attempt_failed", f"round {state.proposal.round_number}: {failure}")
         if failure == NO_PROGRESS:
+            for node in exchange.withheld(state, state.proposal):
+                _leave_out(state, lead, node)
             if state.proposal.owners == (state.me,):
                 lead.stars = 0
             else:
@@ -193,6 +195,18 @@ def advance(state: State) -> None:
                 lead.stars_next = min(2 * lead.stars_next, STAR_ROUNDS_MAX)
         state.proposal = None
     _propose(state, lead)
+
+
+def _leave_out(state: State, lead: Lead, node: NodeId) -> None:
+    """Without the update that it promised, for twice as many rounds each time."""
+    _, count = lead.withheld.get(node, (0, 1))
+    wanted = state.commit.round_number + 1
+    lead.withheld[node] = (wanted + count - 1, min(2 * count, STAR_ROUNDS_MAX))
+    state.notice("left_out", f"{node} does not give its update of round {wanted}")
+
+
+def _is_left_out(state: State, lead: Lead, node: NodeId) -> bool:
+    return state.commit.round_number < lead.withheld.get(node, (0, 0))[0]
 
 
 def _commit(state: State, entry: Entry) -> None:
@@ -276,8 +290,9 @@ def _propose(state: State, lead: Lead) -> None:
     ):
         return
     live = [node for node in dict.fromkeys((*state.voters, *lead.learners)) if state.is_live(node)]
+    asked = [node for node in sorted(live) if not _is_left_out(state, lead, node)]
     contributors = tuple(
-        ready for node in sorted(live) if (ready := _ready(state, lead, node)) is not None
+        ready for node in asked if (ready := _ready(state, lead, node)) is not None
     )
     if not state.has_majority(sum(node in live for node in state.voters)):
         return
@@ -290,7 +305,7 @@ def _propose(state: State, lead: Lead) -> None:
     ):
         _despair(state, lead, names)
         return
-    behind = [node for node in live if node not in names and not _declines(state, lead, node)]
+    behind = [node for node in asked if node not in names and not _declines(state, lead, node)]
     if behind and state.now_s < _deadline(state, lead, behind):
         return  # the next beat looks again
     if lead.tries == 0:

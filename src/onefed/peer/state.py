@@ -64,6 +64,9 @@ class Lead:
     """So many rounds still go through the leader alone."""
     stars_next: int = STAR_ROUNDS_FIRST
     """So many will after the next stall."""
+    withheld: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
+    """Who said that it has an update and did not give it: up to which round it is left out, and
+    for how many after the next time."""
     progress: int = 0
     progress_at_s: float = 0.0
     fail_at_s: float = NEVER

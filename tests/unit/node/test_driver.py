@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from tests.unit.node.conftest import LIMIT_S, PACE, by_the_rule, memory_group
+from tests.unit.node.conftest import LIMIT_S, PACE, Group, by_the_rule, memory_group
 
 from onefed import aggregate, arrays
 from onefed.checkpoint import files
 from onefed.errors import InUseError, StorageError
 from onefed.node import NodeError, codec
+from onefed.node.memory_transport import MemoryNetwork, MemoryTransport
 from onefed.node.store import Store
 from onefed.node.world import ContributionsError
 from onefed.peer.interface import AcceptedRecord, CommittedRecord, VoteRecord
 from onefed.peer.journal import JournalError
-from onefed.peer.messages import Ballot, Entry, Member, Welcome
+from onefed.peer.messages import Ballot, Entry, Item, Member, NodeId, Slice, Welcome
 from onefed.peer.topology import Topology, neighbours
 from onefed.telemetry import events
 
@@ -397,5 +398,38 @@ def test_a_node_that_misses_a_neighbour_says_so(tmp_path: Path) -> None:
                 "⚠️ Node shortage detected at node-0: 2 neighbors, expected 3. Waiting 10 seconds..."
             )
             await group.until(lambda: events.Notice("WARNING", said) in group.told["node-0"])
+
+    asyncio.run(scenario())
+
+
+class Miser(MemoryTransport):
+    """Says that it has an update, and gives it to nobody."""
+
+    def carry(self, to: NodeId, item: Item, content: bytes) -> None:
+        if not isinstance(item, Slice):
+            super().carry(to, item, content)
+
+
+@pytest.mark.parametrize("rule", ["FedAvg", "Krum"])
+def test_a_member_that_keeps_its_update_for_itself_is_left_out(rule: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        network = MemoryNetwork()
+        group = Group(
+            tmp_path,
+            aggregate.rule(rule),
+            rounds=2,
+            make_transport=lambda name: (
+                lambda *_: (Miser if name == "node-3" else MemoryTransport)(name, network)
+            ),
+            address=lambda name: f"{name}:1",
+        )
+        try:
+            await group.start(*FOUR)
+            await group.until(group.all_at(2))
+            assert len(group.models()) == 1
+            assert group.contributors()[0] == list(FOUR[:3])
+        finally:
+            for node in group.nodes.values():
+                await node.stop()
 
     asyncio.run(scenario())
