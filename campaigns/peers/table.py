@@ -45,6 +45,21 @@ BUGS = (
         "Now it is told what has changed (`onefed.node.pins`), and a node accepts 256 connections "
         "at a time, so that strangers cannot take its descriptors from its disk",
     ),
+    (
+        "thousands of frames that a member may make (tests/unit/node/test_hostile.py)",
+        "Asked for part 0 of 0 of its update a node divided by zero and ended; headers of chunks "
+        "and bases of parcels that are none were exceptions that nobody expected, and ended the "
+        "stream only",
+    ),
+    (
+        "random messages to the machine (tests/unit/node/test_nonsense.py)",
+        "A heartbeat in the leader's own term, and another model of a committed round, ended a "
+        "node with an assertion",
+    ),
+    (
+        "a member that keeps its update for itself (tests/unit/node/test_driver.py)",
+        "Every attempt was made with it again, and no round was agreed on any more",
+    ),
 )
 """By what it was found, and what was wrong."""
 
