@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.integration.conftest import ONEFED
 
-from onefed.appliance import keeper, peers
+from onefed.appliance import keeper, peer_state, peers
 from onefed.appliance.paths import Paths
+from onefed.errors import ExitCode
 from onefed.local.onegate import OneGateServer
 from onefed.local.peer_spec import free_addresses
 from onefed.local.service import ServiceModel
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
-ROUNDS = 3
+ROUNDS = 1_000_000
+"""It does not come to an end by itself."""
+
+LIMIT_S = 100.0
+"""What takes longer has hung. About ten times what it takes on an idle machine."""
 
 
 class Machine:
@@ -44,9 +53,18 @@ class Machine:
         argv = [ONEFED, "appliance", command, "--role", "peer", "--root", self.root, *more]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
+    def kill(self) -> None:
+        """The power fails: nothing is said, nothing is saved."""
+        found = keeper.find(Paths(self.root).keeper)
+        assert found is not None
+        for process in (psutil.Process(found.pid), *psutil.Process(found.pid).children(True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        until(lambda: keeper.find(Paths(self.root).keeper) is None)
+
     def run(self, command: str, *more: str) -> tuple[int, str]:
         process = self.begin(command, *more)
-        said = process.communicate(timeout=240)[0]
+        said = process.communicate(timeout=LIMIT_S)[0]
         return process.returncode, said
 
     @property
@@ -77,12 +95,45 @@ def machines(service: tuple[ServiceModel, str], tmp_path: Path) -> Iterator[Sequ
             keeper.stop(found)
 
 
-def test_three_machines_of_a_service_train_and_agree(
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the machines do by themselves."""
+    ends_at_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < ends_at_s, "it did not come"
+        time.sleep(0.1)
+
+
+def test_machines_of_a_service_train_agree_reboot_and_leave(
     service: tuple[ServiceModel, str], machines: Sequence[Machine]
 ) -> None:
     boots = [each.begin("bootstrap", "--runtime", "process") for each in machines]
-    said = [boot.communicate(timeout=240)[0] for boot in boots]
+    said = [boot.communicate(timeout=LIMIT_S)[0] for boot in boots]
     assert [boot.returncode for boot in boots] == [0, 0, 0], said
     told = [service[0].attributes(each.vm.vm_id) for each in machines]
     assert len({each[peers.ROSTER] for each in told}) == 1
     assert [each["FL_READY"] for each in told] == ["YES"] * 3
+    assert [each.run("health")[0] for each in machines[:1]] == [0]
+
+    until(lambda: all(each.rounds.keys() >= {1, 2, 3} for each in machines))
+    for number in (1, 2, 3):
+        found = [each.rounds[number] for each in machines]
+        assert len({each["model_sha256"] for each in found}) == 1, "one model"
+    names = [each[peers.CONTACT_NAME] for each in told]
+    assert found[0]["contributors"].split(",") == names
+
+    leaving, staying, rebooted = machines
+    rebooted.kill()
+    before = max(rebooted.rounds)
+    assert rebooted.run("bootstrap", "--runtime", "process")[0] == 0
+    again = service[0].attributes(rebooted.vm.vm_id)
+    assert again[peers.CONTACT_CERTIFICATE] == told[2][peers.CONTACT_CERTIFICATE], "the same key"
+    until(lambda: max(rebooted.rounds) > before)
+
+    assert leaving.run("drain") == (0, "drained and stopped\n"), "no warning: a round committed it"
+    assert service[0].attributes(leaving.vm.vm_id)["FL_READY"] == "NO"
+    assert leaving.run("health")[0] == ExitCode.BOOT
+    voters = peer_state.look(Paths(staying.root), names[1], datetime.now(UTC)).voters
+    assert voters == (names[1], names[2])
+    common = max(staying.rounds.keys() & rebooted.rounds.keys())
+    assert common > before
+    assert staying.rounds[common]["model_sha256"] == rebooted.rounds[common]["model_sha256"]

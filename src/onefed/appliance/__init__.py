@@ -4,6 +4,9 @@ paths        where everything lies, below a root folder that can be moved
 steps        a boot step as data; applying a list of them, with status on disk and events
 superlink    the coordinator's steps (docs/boot.md)
 supernode    a node's steps (docs/boot.md)
+peer         the steps of a peer, without a coordinator (docs/boot.md); ``peers`` finds the others,
+             ``peer_state`` is what its node says of itself
+training_data  the folder of a machine's own data
 discovery    finding the SuperLink through OneGate; which partition a node trains
 identity     a node's key: published and registered, or enrolled by a token
 gpu_use      which GPUs a node trains on, and their metrics

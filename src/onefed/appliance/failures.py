@@ -77,7 +77,7 @@ CLASSES: tuple[FailureClass, ...] = (
     FailureClass(
         "data",
         "training data cannot be read",
-        "SN-05",
+        "SN-05, PE-05",
         ExitCode.DATA,
         "data_unreadable",
         "give the account of onefed permission",

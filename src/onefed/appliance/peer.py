@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from onefed import context
-from onefed.appliance import discovery, machine, peer_state, peers, programs
+from onefed.appliance import discovery, machine, peer_state, peers, programs, training_data
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
@@ -91,6 +91,8 @@ def _folders(peer: Peer) -> Outcome:
     if peer.chosen.checkpoint_enabled:
         wanted[paths.checkpoints] = 0o755
     made = [folder.name for folder, mode in wanted.items() if machine.make_folder(folder, mode)]
+    if training_data.ensure(paths.data):
+        made.append(paths.data.name)
     if peer.edge.gate is not None:
         token = peer.edge.gate_token.encode()
         if machine.write_secret(paths.gate_token, token):

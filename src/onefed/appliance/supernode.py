@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import discovery, drain, gpu_use, identity, machine, programs
+from onefed.appliance import (
+    discovery,
+    drain,
+    gpu_use,
+    identity,
+    machine,
+    programs,
+    training_data,
+)
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
-from onefed.errors import ExitCode, OnefedError
 from onefed.opennebula import onegate
 from onefed.tls import material, node_keys, trust
 
@@ -23,16 +29,8 @@ RUNNING_ANSWERS = 3
 RUNNING_LIMIT_S = 60.0
 """A container that is not running by then has failed, too."""
 
-UNREADABLE_SHOWN_MAX = 5
-
 VERSION_CHARS_MAX = 40
 """Of a version that somebody else published."""
-
-
-class UnreadableDataError(OnefedError):
-    """Files in the node's data folder cannot be opened."""
-
-    exit_code = ExitCode.DATA
 
 
 @dataclass
@@ -75,10 +73,8 @@ def _configuration(node: SuperNode) -> Outcome:
     paths = node.edge.paths
     folders = {paths.config: 0o750, paths.flower_home: 0o700}
     made = [folder.name for folder, mode in folders.items() if machine.make_folder(folder, mode)]
-    if not os.path.lexists(paths.data):
-        machine.make_folder(paths.data, 0o755)
+    if training_data.ensure(paths.data):
         made.append(paths.data.name)
-    _require_readable(paths.data)
     if machine.write_secret_once(paths.superexec_secret, secrets.token_hex(32).encode()):
         made.append("SuperExec secret")
     if node.identity.created:
@@ -281,26 +277,6 @@ STEPS: tuple[Step[SuperNode], ...] = (
     Step("SN-14a", "DCGM sidecar", _B, "GPU metrics", _gpu_metrics),
     Step("SN-15", "Report ready", _P, "READY=YES opens the deployment gate", _ready),
 )
-
-
-def _require_readable(folder: Path) -> None:
-    """Raise when a file below the data folder cannot be opened; all at once."""
-    unreadable: list[str] = []
-
-    def note(error: OSError) -> None:
-        unreadable.append(str(error.filename))
-
-    for place, _, names in os.walk(folder, onerror=note):
-        paths = [str(Path(place) / name) for name in names]
-        unreadable += [path for path in paths if not os.access(path, os.R_OK)]
-    if unreadable:
-        beyond = len(unreadable) - UNREADABLE_SHOWN_MAX
-        raise UnreadableDataError(
-            "The data folder holds files that cannot be read: "
-            + ", ".join(unreadable[:UNREADABLE_SHOWN_MAX])
-            + (f" and {beyond} more." if beyond > 0 else "."),
-            hint="Give the account that runs onefed permission to read them, or remove them.",
-        )
 
 
 def _content(path: Path) -> bytes | None:

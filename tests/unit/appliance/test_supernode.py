@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from onefed.appliance import identity, supernode
+from onefed.appliance import identity, supernode, training_data
 from onefed.appliance.steps import BootError, Status
 from onefed.errors import ExitCode
 from onefed.tls import material, node_keys
@@ -271,7 +271,7 @@ def test_files_that_cannot_be_read_are_named_together_and_counted(node, tmp_path
     with pytest.raises(BootError, match=r"and 2 more\.") as caught:
         node.boot()
     assert caught.value.exit_code is ExitCode.DATA
-    assert str(caught.value).count(".npz") == supernode.UNREADABLE_SHOWN_MAX
+    assert str(caught.value).count(".npz") == training_data.UNREADABLE_SHOWN_MAX
     assert "good.npz" not in str(caught.value)
 
 
