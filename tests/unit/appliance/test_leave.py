@@ -50,6 +50,7 @@ STOPPED = (
         ("supernode", "end", [("FL_CLIENT_STATUS", "3")]),
         ("superlink", "begin", [("FL_READY", "NO")]),
         ("superlink", "end", []),
+        ("peer", "begin", [("FL_READY", "NO")]),
     ],
 )
 def test_a_unit_that_is_stopped_has_left(cloud, paths, role, when, expected) -> None:
