@@ -99,6 +99,7 @@ def on_reduced(state: State, event: Reduced) -> None:
     if plan.owners:
         for node in plan.receivers:
             if node != state.me:
+                state.sent.add((node, shard))
                 state.send(node, Data(shard))
 
 
@@ -231,8 +232,10 @@ def _work(state: State, plan: Plan) -> None:
     else:
         if relay.is_sparse(state) and state.pulled != plan.ballot:
             state.pulled = plan.ballot
+            pushing = relay.pushing(state)
             for item, source in missing(state, plan):
-                state.send(source, Want(item, source))
+                if source not in pushing:
+                    state.send(source, Want(item, source))
         repair.watch(state)
 
 

@@ -30,6 +30,11 @@ def neighbours(state: State) -> frozenset[NodeId]:
     return topology.neighbours(state.settings.topology, _order(state), state.me)
 
 
+def pushing(state: State) -> frozenset[NodeId]:
+    """Who gives what it has for this node without being asked, its connection being up."""
+    return frozenset(node for node in neighbours(state) if _is_up(state, node))
+
+
 def links(state: State) -> frozenset[NodeId]:
     """Neighbours, and whoever has spoken over a connection of its own lately: it may be joining."""
     return neighbours(state) | {node for node in state.direct_s if _is_up(state, node)}
@@ -62,7 +67,8 @@ def serve(state: State) -> None:
     """Give what others wait for and what is here by now."""
     for item in [item for item in state.asked if repair.has(state, item)]:
         for node in state.asked.pop(item):
-            state.send(node, Data(item))
+            if (node, item) not in state.sent:
+                state.send(node, Data(item))
 
 
 def routed(state: State) -> list[Action]:

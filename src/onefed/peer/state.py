@@ -140,7 +140,8 @@ class State:
     slices: set[Slice] = field(default_factory=set)
     """Of others' updates, that are kept here."""
     shards: set[Shard] = field(default_factory=set)
-    sent: set[tuple[NodeId, Slice]] = field(default_factory=set)
+    sent: set[tuple[NodeId, Slice | Shard]] = field(default_factory=set)
+    """What was given to whom before anybody asked."""
     offered: tuple[Ballot, Contribution | None] | None = None
     """Plan for which all slices were sent, and the update they are of."""
     reducing: set[tuple[Ballot, int]] = field(default_factory=set)

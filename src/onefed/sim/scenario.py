@@ -17,9 +17,27 @@ from onefed.peer.interface import (
     Fail,
     Install,
     Notice,
+    Restore,
     Send,
 )
-from onefed.peer.messages import Ack, Adopt, Data, Heartbeat, NodeId, Plan, Shard, Slice, Vote, Want
+from onefed.peer.messages import (
+    Ack,
+    Adopt,
+    Data,
+    Heartbeat,
+    NodeId,
+    Parcel,
+    Plan,
+    Relay,
+    Shard,
+    Slice,
+    Stashed,
+    Stashes,
+    Unstash,
+    Vote,
+    Want,
+)
+from onefed.peer.topology import Topology
 from onefed.sim import show
 from onefed.sim.options import Options
 from onefed.sim.violation import Violation
@@ -85,6 +103,7 @@ class Scenario:
                 "leave": self._leave,
                 "evict": self._evict,
                 "slow": self._slow,
+                "hoard": self._hoard,
                 "talk": self._talk_on,
                 "state": self._state,
             }
@@ -94,7 +113,7 @@ class Scenario:
         return self._lines
 
     def _group(self, words: list[str]) -> None:
-        """``group nodes=3 rounds=2 whole=yes joiners=1``."""
+        """``group nodes=3 rounds=2 whole=yes joiners=1 topology=ring stash=1``."""
         given = dict(word.split("=") for word in words)
         options = Options(
             seed=int(given.get("seed", "1")),
@@ -112,6 +131,8 @@ class Scenario:
             train_min_s=0.1,
             train_max_s=0.1,
             resets="silent" not in given,
+            topology=Topology(given.get("topology", "full")),
+            stash_rounds=int(given.get("stash", "0")),
         )
         self._world = World(options)
         self._world.watches.append(self._watch)
@@ -181,6 +202,10 @@ class Scenario:
         """``slow n2 5``: its training takes so long from now on."""
         self._host(world, words[0]).train_s = float(words[1])
 
+    def _hoard(self, world: World, words: list[str]) -> None:
+        """``hoard n2``: it gives its updates to nobody from now on."""
+        self._host(world, words[0]).hoards = True
+
     def _talk_on(self, world: World, words: list[str]) -> None:
         """``talk on``: show the data that is sent, too."""
         self._talk = words == ["on"]
@@ -221,7 +246,7 @@ class Scenario:
 
     def _is_shown(self, host: Host, action: Action) -> bool:
         match action:
-            case Notice() | Fail() | Install() | Append(AcceptedRecord()):
+            case Notice() | Fail() | Install() | Restore() | Append(AcceptedRecord()):
                 return True
             case Send(_, Heartbeat(_, commit, proposal)):
                 said = (commit.round_number, proposal)
@@ -230,7 +255,9 @@ class Scenario:
                 return news and proposal is not None
             case Send(_, Vote()):
                 return True
-            case Send(_, Data() | Want()):
+            case Send(_, Stashed() | Unstash() | Stashes() | Data(Parcel())):
+                return True
+            case Send(_, Data() | Want() | Relay()):
                 return self._talk
             case _:
                 return False

@@ -9,6 +9,7 @@ from onefed.peer.interface import (
     Fail,
     Install,
     Notice,
+    Restore,
     Send,
 )
 from onefed.peer.messages import (
@@ -62,6 +63,8 @@ def describe(what: object) -> str:
             return f"knows commit {_entry(entry)}"
         case Install(entry):
             return f"installs {entry.round_number}:{_short(entry.root)}"
+        case Restore(parcel):
+            return f"restores {_item(parcel)}"
         case Notice(kind, detail):
             return f"* {kind}: {detail}"
         case Fail(reason):

@@ -96,6 +96,8 @@ class Host:
         self.settings = settings
         self.disk = disk
         self.train_s = train_s
+        self.hoards = False
+        """It says that it has an update, and gives it to nobody."""
         self.machine: Machine | None = None
         self.memory: dict[Item, Content] = {}
         """Slices and shards of others."""
@@ -432,7 +434,8 @@ class World:
         else:
             self.checkers.on_send(host.name, to, message)
         self.log.append((self.now_s, host.name, action))
-        if (self.cut and (host.name, to) in self.cut) or (
+        kept_back = host.hoards and isinstance(message, Data) and isinstance(message.item, Slice)
+        if (kept_back or (self.cut and (host.name, to) in self.cut)) or (
             self.loss and self.random.random() < self.loss
         ):
             return
