@@ -32,6 +32,8 @@ from onefed.telemetry.log import EventLog
 
 EXPERIMENT = "peer-faults"
 RULE = "FedAvg"
+KEPT_ROUNDS = 2
+"""Of a node's checkpoints: a small disk is full of them after a few seconds otherwise."""
 LOOK_S = 0.05
 FRAMES_KEPT = 4000
 LENGTH = struct.Struct("<I")
@@ -112,6 +114,7 @@ async def be_a_node(options: argparse.Namespace) -> int:
         rule=aggregate.rule(RULE),
         world=world,
         pace=Pace(straggler_floor_s=options.straggler_floor_s),
+        kept_rounds=KEPT_ROUNDS,
     )
     await node.start()
     members: Path = options.folder / "members"

@@ -69,6 +69,9 @@ EXPLAINED = {
     "likely and not shown",
     "a member that sends truncated frames": "a node had ended by itself with a segmentation "
     "fault of gRPC, which connections that come together could provoke: see the bugs below",
+    "disk of the leader full": "the campaign's mistake: nodes write checkpoints by now, of which "
+    "the small disk was full before it was filled, so that two of four nodes were gone; they keep "
+    "those of two rounds now",
     "a member that sends replayed frames": "the consequence of the one before: with that node "
     "gone, the kill of this cell left two of four",
 }
