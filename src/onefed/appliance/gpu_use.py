@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from onefed import context
 from onefed.appliance import gpu, machine, units
 from onefed.appliance.machine import Edge
 from onefed.appliance.steps import Outcome, done, skipped, unchanged
 from onefed.errors import OnefedError
 from onefed.telemetry import events
+
+_ASKS: Mapping[str, str] = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""PyTorch asks the driver's library whether there is a GPU, instead of opening it: so a process
+that has asked can still fork children that use it, and has nothing open where it sees none."""
+
+WITHOUT: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": "", **_ASKS}
+"""What apps read where training runs on the CPU: a GPU that the machine has is not taken by an app
+that takes what it finds."""
 
 
 def detect(edge: Edge, chosen: context.SuperNodeSettings) -> Outcome:
@@ -55,4 +65,5 @@ def environment(chosen: context.SuperNodeSettings) -> dict[str, str]:
         **({} if devices == "all" else {"CUDA_VISIBLE_DEVICES": devices}),
         "FL_GPU_MEMORY_FRACTION": str(chosen.gpu_memory_fraction),
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        **_ASKS,
     }

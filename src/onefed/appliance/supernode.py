@@ -169,7 +169,7 @@ def all_programs(node: SuperNode, facts: Mapping[str, str]) -> tuple[Program, ..
         node_config=facts["node_config"],
         runtime_port=int(facts["runtime_port"]),
     )
-    more = gpu_use.environment(node.chosen) if facts.get("gpus") else {}
+    more = gpu_use.environment(node.chosen) if facts.get("gpus") else gpu_use.WITHOUT
     return tuple(replace(each, environment={**each.environment, **more}) for each in made)
 
 

@@ -18,6 +18,9 @@ from pathlib import Path
 DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")
 """A process that has one of these open cannot fork a child that uses it, too."""
 
+BENIGN_THREADS = ("jemalloc_bg_thd",)
+"""Names of threads that a fork does no harm: jemalloc, in pyarrow for one, begins them anew."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _NAME_BYTES_MAX = 15
@@ -53,7 +56,8 @@ def kill_group(group: int) -> None:
 def hazards() -> list[str]:
     """Why this process had better not fork; empty where nothing speaks against it."""
     found = []
-    threads = len(list(Path("/proc/self/task").iterdir()))
+    names = [(each / "comm").read_text().strip() for each in Path("/proc/self/task").iterdir()]
+    threads = sum(name not in BENIGN_THREADS for name in names)
     if threads > 1:
         found.append(f"{threads - 1} threads run in it")
     devices = set()

@@ -172,7 +172,7 @@ def test_a_node_that_asks_for_no_gpu_is_not_looked_at(node) -> None:
     wired = Wired(node, healthy_vm())
     assert wired.step("SN-09").status is steps.Status.SKIPPED
     assert wired.told == []
-    assert "CUDA_VISIBLE_DEVICES" not in wired.environment()
+    assert wired.environment()["CUDA_VISIBLE_DEVICES"] == "", "an app takes no GPU that is there"
 
 
 def test_a_gpu_that_is_found_is_used_and_told(node) -> None:
@@ -198,6 +198,7 @@ def test_a_gpu_that_is_missing_is_a_warning_and_the_boot_goes_on(node) -> None:
     wired = Wired(node, FakeDriver(), FL_GPU_ENABLED="YES", FL_DCGM_ENABLED="YES")
     assert wired.step("SN-09").status is not steps.Status.FAILED
     assert wired.told == ["gpu_unavailable"]
+    assert wired.environment()["CUDA_VISIBLE_DEVICES"] == ""
     assert "onefed gpu validate" in wired.warnings[0]
     assert "FL_GPU_MEMORY_FRACTION" not in wired.environment()
     assert wired.step("SN-14a").status is steps.Status.SKIPPED
