@@ -9,13 +9,15 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.unit.flower.office import Office
 
-from onefed.appliance import gateway, machine
+from onefed.appliance import enrolment, gateway, machine
 from onefed.tls import material
 
 ANSWER_LIMIT_S = 30.0
@@ -181,6 +183,32 @@ def test_a_chunk_of_a_model_goes_through_whole(rig: Rig) -> None:
     chunk = bytes(5 * 2**20)
     assert rig.status(request("/v1/fleet/push-object", body=chunk)) == 200
     assert rig.behind.seen == [f"POST /v1/fleet/push-object {len(chunk)}"]
+
+
+def test_a_node_with_a_token_gets_in_and_nobody_else(rig: Rig) -> None:
+    """The node's own client, this nginx, and the coordinator's server of enrolments."""
+    office = Office(rig.folder / "gateway")
+
+    def enrol(token: str, key: str) -> None:
+        address = f"127.0.0.1:{rig.fleet}"
+        enrolment.enrol(
+            *(address, rig.certificates / "ca.crt", token, key.encode()),
+            clock=time.monotonic,
+            sleep=time.sleep,
+        )
+
+    try:
+        token, mine = office.token(client="site-7"), office.key("mine")
+        enrol(token, mine)
+        enrol(token, mine)  # its answer was lost: no mistake
+        for wrong, key in (("onefed-" + "a" * 43, mine), (token, office.key("another"))):
+            with pytest.raises(enrolment.EnrolmentError, match="403"):
+                enrol(wrong, key)
+        assert [each.client for each in office.roster.members()] == ["site-7"]
+    finally:
+        office.close()
+    assert rig.behind.seen == [], "the SuperLink hears nothing of it"
+    assert token not in rig.log.read_text()
 
 
 # --- every spelling of a path that is not for nodes ----------------------------------------------
