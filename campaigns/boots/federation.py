@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from onefed.appliance import stages
+from onefed.appliance import drain, stages
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
 from onefed.checkpoint import RecoveryStore, Snapshot
@@ -20,6 +20,7 @@ from .machine import Machine, wait_for
 
 READY_LIMIT_S = 120.0
 TRAINED_LIMIT_S = 180.0
+IDLE_LIMIT_S = 30.0
 
 
 class Federation:
@@ -116,6 +117,15 @@ class Federation:
             wait_for(look, READY_LIMIT_S, f"{machine.name} READY")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{told(machine)}") from None
+
+    def wait_until_idle(self, node: Machine) -> None:
+        """It trained, and has said since that it trains no more."""
+
+        def look() -> bool:
+            held = self.attributes(node)
+            return "FL_ROUND_NUMBER" in held and held["FL_CLIENT_STATUS"] == drain.IDLE
+
+        wait_for(look, IDLE_LIMIT_S, f"{node.name} idle")
 
     def power_on_again(self, machine: Machine) -> None:
         """A machine that was off; READY, of its earlier life, is forgotten first."""

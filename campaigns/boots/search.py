@@ -21,8 +21,11 @@ FILE_BYTES_MAX = 64 << 20
 MEMORY_FOLDERS = ("run", "tmp", "dev/shm", "var/tmp")
 """File systems of a machine's own, which no disk shows."""
 
-LOGS = ("var/log", "run/log")
+LOGS = ("var/log", "run/log", "var/lib/docker/containers")
 """Here nobody may have it, whoever may read the file."""
+
+ENGINE = "var/lib/docker"
+"""Of a machine with Docker a folder of its own, beside the disk."""
 
 Needles = Mapping[str, Sequence[bytes]]
 """Spellings of each secret, by its name."""
@@ -34,6 +37,26 @@ def spellings(secret: bytes) -> tuple[bytes, ...]:
     whole = (secret, base64.b64encode(secret), urllib.parse.quote(secret).encode())
     # A line of fewer characters could be anywhere by chance.
     return (*dict.fromkeys((*whole, *(line for line in lines if len(line) >= 32))),)
+
+
+def spelled(secrets: Mapping[str, bytes]) -> Needles:
+    """What to look for, of secrets by name."""
+    return {name: spellings(secret) for name, secret in secrets.items()}
+
+
+def own_secrets(machines: Iterable[Machine]) -> Needles:
+    """What machines made for themselves, and what the platform gave them."""
+    found = {}
+    for each in machines:
+        found[f"OneGate token of {each.name}"] = each.record.token.encode()
+        secret = each.paths.superexec_secret
+        if secret.exists():
+            found[f"SuperExec secret of {each.name}"] = secret.read_bytes()
+        for path in each.paths.node_key.glob("*"):
+            content = path.read_bytes()
+            if b"PRIVATE KEY" in content:
+                found[f"node key of {each.name}"] = content
+    return spelled(found)
 
 
 def everywhere(machines: Iterable[Machine], needles: Needles) -> list[str]:
@@ -57,16 +80,21 @@ def names_in(content: bytes, needles: Needles) -> list[str]:
 def _files(machine: Machine) -> Iterator[tuple[str, bytes]]:
     """Files that everybody may read, and all logs, on disk and in memory."""
     # Only what differs from the tree, which nobody can write a secret to.
-    roots = [machine.folder / "upper"]
-    roots += [machine.seen_inside / name for name in MEMORY_FOLDERS]
-    for root in roots:
+    roots = {machine.folder / "upper": "", machine.folder / "docker": ENGINE}
+    roots |= {machine.seen_inside / name: name for name in MEMORY_FOLDERS}
+    for root, under in roots.items():
         for place, folders, names in os.walk(root):
             here = Path(place)
-            inside = here.relative_to(root if root.name == "upper" else machine.seen_inside)
+            inside = under / here.relative_to(root)
             is_log = str(inside).startswith(LOGS)
-            if not is_log:
-                # Behind a folder that others may not enter nobody reads anything.
-                folders[:] = [each for each in folders if _mode(here / each) & stat.S_IXOTH]
+            # Behind a folder that others may not enter nobody reads anything but logs.
+            folders[:] = [
+                each
+                for each in folders
+                if is_log
+                or str(inside / each).startswith(LOGS)
+                or _mode(here / each) & stat.S_IXOTH
+            ]
             for name in names:
                 mode = _mode(here / name)
                 if stat.S_ISREG(mode) and (is_log or mode & stat.S_IROTH):

@@ -30,7 +30,7 @@ VENV = "/opt/onefed"
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "iproute2", "logrotate", "ca-certificates", "curl"),
-    *("python3", "python3-venv", "nginx-light", "docker.io", "iptables"),
+    *("python3", "python3-venv", "nginx-light", "docker.io", "iptables", "nftables"),
 )
 MIRRORS = {
     "{suite}": "http://deb.debian.org/debian",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
+from campaigns.boots import search, tree
 from campaigns.boots.federation import Federation
+from campaigns.boots.machine import wait_for
 
 from onefed.appliance.description import Runtime
 
@@ -16,7 +19,13 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
 @pytest.fixture(scope="module")
 def federation(deploy) -> Iterator[Federation]:
     found: Federation = deploy("docker", Runtime.DOCKER)
-    found.deploy({"FL_NUM_ROUNDS": "2"})
+    found.deploy(
+        {
+            "FL_NUM_ROUNDS": "2",
+            "FL_CHECKPOINT_ENABLED": "YES",
+            "FL_CHECKPOINT_PATH": "/app/exports",
+        }
+    )
     yield found
     found.close()
 
@@ -25,7 +34,17 @@ def test_containers_train_over_tls(federation: Federation) -> None:
     last = federation.wait_until_trained()
     assert last.round_number == 2
     assert [record.contributors for record in last.history] == [("0", "1")] * 2
-    assert federation.attributes(federation.coordinator)["FL_TLS"] == "YES"
+    coordinator = federation.coordinator
+    assert federation.attributes(coordinator)["FL_TLS"] == "YES"
+    wait_for(
+        lambda: (coordinator.paths.checkpoints / "checkpoint_round_2.npz").exists(), 10, "an export"
+    )
+
+
+def test_no_secret_is_where_others_could_read_it(federation: Federation) -> None:
+    needles = search.own_secrets(federation.machines)
+    assert len(needles) >= 6
+    assert search.everywhere(federation.machines, needles) == []
 
 
 def test_every_program_is_a_container_that_may_do_little(federation: Federation) -> None:
@@ -42,10 +61,20 @@ def test_every_program_is_a_container_that_may_do_little(federation: Federation)
             assert host["LogConfig"]["Config"] == {"max-file": "3", "max-size": "10m"}
 
 
+def test_an_app_is_submitted_on_the_coordinators_own_machine(federation: Federation) -> None:
+    coordinator = federation.coordinator
+    app = coordinator.disk / "srv/app"
+    shutil.copytree(tree.ROOT / "examples/sklearn-logreg-managed", app)
+    said = coordinator.output("onefed", "submit", "/srv/app", "--rounds", "1", "--follow")
+    assert "run is completed" in said
+    found = json.loads(coordinator.output("onefed", "runs", "--json"))
+    assert (found["status"], found["runs"][0]["status"]) == ("completed", "completed")
+
+
 def test_a_machine_that_is_powered_off_says_that_it_left(federation: Federation) -> None:
     """The unit of docker's client has no network; others beside it say farewell."""
     node = federation.nodes[0]
-    assert federation.attributes(node)["FL_CLIENT_STATUS"] == "1"
+    federation.wait_until_idle(node)
     node.power_off()
     left = federation.attributes(node)
     assert (left["FL_NODE_READY"], left["FL_CLIENT_STATUS"]) == ("NO", "3")

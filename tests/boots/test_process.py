@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from campaigns.boots import network
 from campaigns.boots.federation import Federation
-from campaigns.boots.machine import Machine
+from campaigns.boots.machine import Machine, wait_for
 
 from onefed.appliance import machine, steps
 from onefed.appliance.description import Runtime
 from onefed.tls import material, pem
 from onefed.tls.authority import create_ca
+
+CURL_REFUSED, CURL_TIMEOUT = 7, 28
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
 
@@ -46,9 +50,11 @@ def test_what_the_machines_published(plain: Federation) -> None:
     assert (coordinator["FL_READY"], coordinator["READY"]) == ("YES", "YES")
     partitions = set()
     for node in plain.nodes:
+        plain.wait_until_idle(node)
         held = plain.attributes(node)
         assert (held["FL_NODE_READY"], held["READY"]) == ("YES", "YES")
-        assert (held["FL_NODE_ID"], held["FL_CLIENT_STATUS"]) == (node.record.vm_id, "1")
+        assert held["FL_NODE_ID"] == node.record.vm_id
+        assert (held["FL_TRAINING_ACTIVE"], held["FL_ROUND_NUMBER"]) == ("NO", "3")
         partitions.add(held["FL_PARTITION"])
     assert partitions == {"0", "1"}
 
@@ -66,6 +72,29 @@ def test_the_coordinator_answers_over_tls_only_and_on_one_port(
         ssl.get_server_certificate((plain.coordinator.record.ip, 9092), ca_certs=str(other))
     assert open_ports(plain.coordinator) == {9092}
     assert [open_ports(node) for node in plain.nodes] == [set(), set()]
+
+
+def test_nothing_else_is_let_in_and_no_mail_goes_out(plain: Federation) -> None:
+    coordinator, address = plain.coordinator, plain.coordinator.record.ip
+    served = "systemd-run --unit=probe python3 -m http.server 8000"
+    coordinator.output(*served.split())
+    inside = ("curl", "--silent", "--fail", "--max-time", "2", "--output", "/dev/null")
+    wait_for(
+        lambda: coordinator.run(*inside, "http://127.0.0.1:8000").returncode == 0, 20, "a server"
+    )
+    for_others = f"http://{address}:8000"
+    node = plain.nodes[0]
+    assert node.run(*inside, for_others).returncode == CURL_TIMEOUT
+    coordinator.output("nft", "delete", "table", "inet", "onefed")
+    node.output(*inside, for_others)
+    coordinator.output("systemctl", "reload-or-restart", "flower-firewall.service")
+    assert node.run(*inside, for_others).returncode == CURL_TIMEOUT
+    with socket.create_connection((address, 9092), timeout=10):
+        pass
+    with socket.create_server((network.ADDRESS, 25)):
+        sends = (*inside, f"telnet://{network.ADDRESS}:25")
+        assert coordinator.run(*sends).returncode == CURL_REFUSED
+    coordinator.output("systemctl", "stop", "probe.service")
 
 
 def test_systemd_has_nothing_to_complain_of(plain: Federation) -> None:
@@ -111,6 +140,7 @@ def test_a_coordinator_without_power_boots_again_from_its_disk(plain: Federation
     plain.power_on_again(coordinator)
     assert (authority.read_bytes(), plain.wait_until_trained().history) == before
     assert changed(coordinator) <= {"SL-10", "SL-11"}
+    assert "policy drop" in coordinator.output("nft", "list", "chain", "inet", "onefed", "input")
 
 
 def changed(each: Machine) -> set[str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from campaigns.boots import network, search
 from campaigns.boots.federation import Federation, last_saved
-from campaigns.boots.machine import Machine
 
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
@@ -115,7 +114,10 @@ def test_settings_are_in_effect(told: Told) -> None:
 
 
 def test_no_secret_is_where_others_could_read_it(told: Told) -> None:
-    needles = {**spelled(told.planted), **spelled(own_secrets(told.federation.machines))}
+    needles = {
+        **search.spelled(told.planted),
+        **search.own_secrets(told.federation.machines),
+    }
     assert len(needles) >= 12
     assert search.everywhere(told.federation.machines, needles) == []
     published = [vm.user_template for vm in told.federation.model.snapshot().vms.values()]
@@ -168,22 +170,3 @@ def operators_pki() -> Mapping[str, str]:
         "FL_SSL_CERTFILE": pem.encode(pem.dump_certificates([server.certificate])),
         "FL_SSL_KEYFILE": pem.encode(pem.dump_private_key(server.key)),
     }
-
-
-def own_secrets(machines: list[Machine]) -> dict[str, bytes]:
-    """What machines made for themselves, and what the platform gave them."""
-    found = {}
-    for each in machines:
-        found[f"OneGate token of {each.name}"] = each.record.token.encode()
-        secret = each.paths.superexec_secret
-        if secret.exists():
-            found[f"SuperExec secret of {each.name}"] = secret.read_bytes()
-        for path in each.paths.node_key.glob("*"):
-            content = path.read_bytes()
-            if b"PRIVATE KEY" in content:
-                found[f"node key of {each.name}"] = content
-    return found
-
-
-def spelled(secrets: Mapping[str, bytes]) -> search.Needles:
-    return {name: search.spellings(secret) for name, secret in secrets.items()}

@@ -100,6 +100,8 @@ class Rig:
                 enrolment_socket="gateway/enrolment.sock",
                 connections_per_address=512,
                 requests_per_s=200,
+                keepalive_time_s=60,
+                keepalive_timeout_s=20,
                 workers_stay_root=True,
             )
         )

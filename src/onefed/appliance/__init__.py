@@ -9,6 +9,9 @@ peer         the steps of a peer, without a coordinator (docs/boot.md); ``peers`
 training_data  the folder of a machine's own data
 discovery    finding the SuperLink through OneGate; which partition a node trains
 identity     a node's key: published and registered, or enrolled by a token
+frameworks   which machine-learning framework a node has
+activity     what a node does, told to OneGate as it changes
+earlier_run  the run of exported checkpoints, gone on with by a new coordinator
 gpu_use      which GPUs a node trains on, and their metrics
 partitions   which part of the data a node trains: claims that survive older nodes
 programs     the command line and environment of each program of a machine
@@ -16,6 +19,7 @@ gateway      nginx in front of the SuperLink: its configuration, made and checke
 process      runtime ``process``: programs as children, restarted when they die
 platform     units, the container engine and the version: a machine with systemd, or without
 units        units of systemd, from the list of programs
+firewall     what a machine lets in and out, as rules of nftables
 container    docker's command line, from a program
 description  a program as a file; ``launch`` becomes it; ``ownership`` gives it its files
 commands     the one door to programs that a boot waits for

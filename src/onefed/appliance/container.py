@@ -27,6 +27,9 @@ USER = "49999:49999"
 ROLES = (Role.SUPERLINK, Role.SUPERNODE)
 """Whose programs there are images for."""
 
+APP = Path("/app")
+"""Where Flower's images have an app's folders."""
+
 PIDS_MAX = 4096
 LOG_SIZE_MAX = "10m"
 LOG_FILES_MAX = 3
@@ -41,10 +44,12 @@ NOT_PASSED = frozenset({"PATH", "HOME", "VIRTUAL_ENV"})
 
 @dataclass(frozen=True)
 class Mount:
-    """A folder or file that a container sees under the path that it has outside."""
+    """A folder or file that a container sees."""
 
     path: Path
     writable: bool
+    inside: Path | None = None
+    """Where; None: under the path that it has outside."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,31 @@ class Gpus:
     """``all``, or indices joined by commas (FL_CUDA_VISIBLE_DEVICES)."""
 
 
-def mounts(role: Role, paths: Paths, *, more: Sequence[Path] = ()) -> tuple[Mount, ...]:
-    """What the programs of a role need. The authority's private key is in none of them."""
+def mounts(role: Role, paths: Paths, checkpoints: Path | None) -> tuple[Mount, ...]:
+    """What the programs of a role need. The authority's private key is in none of them.
+
+    Args:
+        checkpoints: where a SuperLink's container sees the operator's (FL_CHECKPOINT_PATH).
+    """
     read_only = [paths.config, paths.certificates]
-    writable = [paths.flower_home, paths.logs, *more]
+    writable = [paths.flower_home, paths.logs]
     if role is Role.SUPERLINK:
         read_only.append(paths.app.parent)
-        writable += [paths.state, paths.checkpoints, paths.gateway]
+        writable += [paths.state, paths.gateway]
+        # Under the names of Flower's own image, for people and apps; our command lines use others.
+        elsewhere = [
+            Mount(paths.state, writable=True, inside=APP / "state"),
+            Mount(paths.certificates, writable=False, inside=APP / "certificates"),
+            Mount(paths.checkpoints, writable=True, inside=checkpoints),
+        ]
     else:
         read_only.append(paths.data)
         writable.append(paths.node_key)  # a node notes beside its key that it is present
+        elsewhere = [Mount(paths.data, writable=False, inside=APP / "data")]
     return (
         *(Mount(path, writable=False) for path in dict.fromkeys(read_only)),
         *(Mount(path, writable=True) for path in dict.fromkeys(writable)),
+        *elsewhere,
     )
 
 
@@ -145,9 +162,9 @@ def _gpu_flags(gpus: Gpus | None) -> tuple[str, ...]:
 
 
 def _mount(mount: Mount) -> str:
-    place = PurePosixPath(mount.path)
-    assert "," not in str(place), "docker's mount syntax separates by commas"
-    return f"type=bind,source={place},target={place}" + ("" if mount.writable else ",readonly")
+    source, target = (PurePosixPath(path) for path in (mount.path, mount.inside or mount.path))
+    assert "," not in f"{source}{target}", "docker's mount syntax separates by commas"
+    return f"type=bind,source={source},target={target}" + ("" if mount.writable else ",readonly")
 
 
 def _inside(word: str, binaries: Path) -> str:

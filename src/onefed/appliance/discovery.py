@@ -59,6 +59,9 @@ class SuperLink:
     ca_certificate: str | None
     """Base64 of its CA certificate, as published; not yet checked."""
     version: str | None
+    isolation: str | None = None
+    others: int = 0
+    """Machines of the same role in the service, beside the one that was taken."""
 
 
 def standard_waits() -> Iterator[float]:
@@ -176,6 +179,7 @@ def _look(gate: onegate.OneGate) -> SuperLink | str:
     if not candidates:
         return "the service has no superlink yet"
     finding = "the superlink is not ready yet"
+    others = len(candidates) - 1
     for vm_id in candidates:
         attributes = gate.vm_by_id(vm_id).attributes
         if attributes.get("FL_READY") != "YES":
@@ -191,5 +195,7 @@ def _look(gate: onegate.OneGate) -> SuperLink | str:
             tls=None if published_tls is None else published_tls == "YES",
             ca_certificate=attributes.get("FL_CA_CERT"),
             version=attributes.get("FL_VERSION"),
+            isolation=attributes.get("FL_ISOLATION"),
+            others=others,
         )
     return finding

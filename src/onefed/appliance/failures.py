@@ -186,6 +186,14 @@ CLASSES: tuple[FailureClass, ...] = (
         None,
         "the node tries again for ever",
     ),
+    FailureClass(
+        "firewall",
+        "nft or systemd refuses the rules of the firewall",
+        "SL-08a, SN-06a, PE-07a",
+        None,
+        None,
+        "everything is let in: nft --check --file /opt/flower/config/firewall.nft",
+    ),
     FailureClass("gpu", "there is no GPU", "SN-09", None, None, "training runs on the CPU"),
     FailureClass(
         "gpu metrics", "their exporter cannot start", "SN-14a", None, None, "there are none"

@@ -38,6 +38,9 @@ ENROLMENT_BODY_BYTES_MAX = 8 * 2**10
 READ_TIMEOUT_S = 10
 """For the whole header, TLS handshake included, and between two reads of a body."""
 
+KEEPALIVE_PROBES = 4
+"""Unanswered in a row before a connection is given up."""
+
 KEEP_ALIVE_S = 75
 """An idle node asks at least once a minute."""
 
@@ -109,6 +112,10 @@ class Gateway:
     connections_per_address: int
     requests_per_s: int
     """From one address, on average. Faster ones wait, far faster ones are told to come back."""
+    keepalive_time_s: int
+    """A node's connection that idles for so long is probed."""
+    keepalive_timeout_s: int
+    """And given up after so long without an answer."""
     workers_stay_root: bool = False
     """Where only root may enter the folder, as on a laptop. Else nginx gives root up."""
 
@@ -126,7 +133,10 @@ def configuration(wanted: Gateway) -> str:
         "a socket",
         wanted.enrolment_socket,
     )
-    limits = (wanted.connections_per_address, wanted.requests_per_s)
+    limits = (
+        *(wanted.connections_per_address, wanted.requests_per_s),
+        *(wanted.keepalive_time_s, wanted.keepalive_timeout_s),
+    )
     _require(min(limits) > 0, "limits above 0", str(limits))
     scheme = "http" if wanted.tls is None else "https"
     listen = "" if wanted.tls is None else " ssl"
@@ -197,7 +207,7 @@ http {{
     proxy_max_temp_file_size 0;
 
     server {{
-        listen {wanted.fleet_address}{listen};
+        listen {wanted.fleet_address}{listen} so_keepalive={_probes(wanted)};
 {_REFUSE_ODD_REQUESTS}
         location ~ "{FLEET_ROUTE}" {{
             if ($request_uri !~ "{FLEET_ROUTE}") {{ return 404; }}
@@ -266,6 +276,13 @@ _REFUSE_THE_REST = f"""\
             internal;
             return 404;
         }}"""
+
+
+def _probes(wanted: Gateway) -> str:
+    """Idle seconds, seconds between probes, number of probes."""
+    probes = min(KEEPALIVE_PROBES, wanted.keepalive_timeout_s)
+    pause_s = max(1, wanted.keepalive_timeout_s // KEEPALIVE_PROBES)
+    return f"{wanted.keepalive_time_s}s:{pause_s}s:{probes}"
 
 
 def _tls(tls: Tls | None) -> str:

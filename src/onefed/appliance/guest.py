@@ -23,6 +23,7 @@ from pathlib import Path
 
 from onefed import context
 from onefed.appliance import (
+    activity,
     drain,
     keeper,
     machine,
@@ -105,6 +106,7 @@ class Guest:
         loop.add_signal_handler(signal.SIGHUP, self._take_new_certificate)
         self._state("booting")
         gate: onegate.OneGate | None = None
+        reporting: activity.Reporting | None = None
         exit_code = ExitCode.OK
         try:
             given = surroundings.look(self._paths, self._warn, self._options.context)
@@ -115,6 +117,9 @@ class Guest:
             await asyncio.to_thread(self._boot, loop, gate, given)
             self._state("running")
             self._say("running", given)
+            if self._options.role is context.Role.SUPERNODE:
+                facts = machine.read_facts(self._paths)
+                reporting = activity.begin(given, facts, self._warn)
             await self._until_asked_to_stop()
             self._go_on()
         except StoppedError:
@@ -125,6 +130,8 @@ class Guest:
             role = self._options.role
             await asyncio.to_thread(surroundings.publish_failure, gate, role, error)
         finally:
+            if reporting is not None:
+                await asyncio.to_thread(reporting.stop)
             leaves = gate if self._options.detached else None  # else the cloud is leaving, too
             await asyncio.to_thread(drain.begin, leaves, self._options.role)
             await self._runtime.stop()

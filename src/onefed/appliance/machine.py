@@ -7,6 +7,8 @@ by step against a real OneGate with programs that do nothing.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import ipaddress
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from pathlib import Path
 import httpx
 
 from onefed import context, failpoints
+from onefed.appliance import firewall as rules
 from onefed.appliance import gpu, steps
 from onefed.appliance.failures import KnownFailureError
 from onefed.appliance.paths import Paths
@@ -90,6 +93,10 @@ class Edge:
     platform: Platform = field(default_factory=Processes)
     driver: gpu.Driver = field(default_factory=gpu.System)
     emit: Callable[[Event], None] = lambda _: None
+    network: ipaddress.IPv4Network | None = None
+    """Of the machine's first interface, where the platform says so."""
+    has_module: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None
+    """Whether programs of this machine could import a module; it is not imported."""
     facts: dict[str, str] = field(default_factory=dict)
     """What a step found out and a later one needs; begins with ``read_facts``."""
     failpoints: Path | None = None
@@ -119,6 +126,21 @@ def report_context(edge: Edge, resolution: context.Resolution) -> steps.Outcome:
     # INFO says that a variable is the other role's: OneFlow hands all of them to everybody.
     ignored = severities.count(context.Severity.INFO)
     return steps.unchanged(f"{count} variables set" + (f", {ignored} ignored" if ignored else ""))
+
+
+def firewall(edge: Edge, openings: Sequence[rules.Opening] | None) -> steps.Outcome:
+    """Let in ssh and what is served, or everything; best effort, since a machine works without.
+
+    Args:
+        openings: None: FL_FIREWALL is NO.
+    """
+    ssh = rules.Opening(rules.SSH_PORT, "ssh")
+    text = None if openings is None else rules.rules([ssh, *openings])
+    try:
+        return edge.platform.firewall(text)
+    except OnefedError as error:
+        edge.warn(f"The firewall is not in force: everything is let in. {error}")
+        return steps.skipped(error.message)
 
 
 def publish(edge: Edge, attributes: Mapping[str, str]) -> steps.Outcome:
@@ -152,8 +174,13 @@ def _held(gate: onegate.OneGate) -> Mapping[str, str]:
 
 def read_facts(paths: Paths) -> dict[str, str]:
     """What an earlier stage, or an earlier boot, found out; nothing when that cannot be read."""
+    return facts_in(paths.facts)
+
+
+def facts_in(file: Path) -> dict[str, str]:
+    """The same, of a copy."""
     try:
-        document = files.read_json(paths.facts)
+        document = files.read_json(file)
     except StorageError:
         return {}
     if not isinstance(document, dict):

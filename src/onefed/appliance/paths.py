@@ -46,6 +46,11 @@ class Paths:
         return self.config / "programs"
 
     @property
+    def firewall(self) -> Path:
+        """Rules of nftables."""
+        return self.config / "firewall.nft"
+
+    @property
     def units(self) -> Path:
         """Units of systemd."""
         return self.root / "etc/systemd/system"
@@ -122,6 +127,11 @@ class Paths:
     def peer_roster(self) -> Path:
         """Peer: the founders of its group, pinned; kept over reboots."""
         return self.peers / "roster"
+
+    @property
+    def supervisor_state(self) -> Path:
+        """What the run supervisor knows of its run."""
+        return self.state / "supervisor.json"
 
     @property
     def requests(self) -> Path:

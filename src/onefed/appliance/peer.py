@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from onefed import context
-from onefed.appliance import discovery, machine, peer_state, peers, programs, training_data
+from onefed.appliance import (
+    discovery,
+    firewall,
+    machine,
+    peer_state,
+    peers,
+    programs,
+    training_data,
+)
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
@@ -277,6 +285,11 @@ def _unit(peer: Peer) -> Outcome:
     return peer.edge.platform.units(all_programs(peer))
 
 
+def _firewall(peer: Peer) -> Outcome:
+    served = [firewall.Opening(peer.chosen.port, "peers")]
+    return machine.firewall(peer.edge, served if peer.chosen.firewall else None)
+
+
 def _start(peer: Peer) -> Outcome:
     started = machine.start(peer.edge, all_programs(peer))
     return done("started " + ", ".join(started)) if started else unchanged("it runs")
@@ -335,6 +348,7 @@ STEPS: tuple[Step[Peer], ...] = (
     Step("PE-05", "Folders", _C, "state, checkpoints, the node's copy of the token", _folders),
     Step("PE-06", "Identity", _C, "name, key and self-made certificate", _identity),
     Step("PE-07", "Unit file", _C, "systemd units", _unit),
+    Step("PE-07a", "Firewall", _C, "ssh and the peers' port are let in, nothing else", _firewall),
     Step("PE-08", "Contact", _C, "the others can read who this peer is", _tell_contact),
     Step("PE-09", "Roster", _C, "the founders of the group are known and pinned", _roster),
     Step("PE-10", "Instructions", _C, "what the node is told", _instructions),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from onefed.appliance import commands, container, description, ownership, units
+from onefed.appliance import commands, container, description, firewall, ownership, units
 from onefed.appliance.description import Description, Runtime
 from onefed.appliance.failures import KnownFailureError
 from onefed.appliance.paths import Paths
@@ -63,6 +63,12 @@ class UnitError(KnownFailureError):
     code = "systemd_refused"
 
 
+class FirewallError(KnownFailureError):
+    """The machine lets in more than it should."""
+
+    code = "firewall_failed"
+
+
 class Platform(Protocol):
     """The machine, as the boot steps see it."""
 
@@ -71,8 +77,21 @@ class Platform(Protocol):
         """The platform's guest agent reports READY, once the boot is through."""
         ...
 
+    @property
+    def in_containers(self) -> bool:
+        """Programs run in containers."""
+        ...
+
     def units(self, programs: Sequence[Program]) -> Outcome:
         """Steps SL-08 and SN-06: what starts these programs is in place."""
+        ...
+
+    def firewall(self, rules: str | None) -> Outcome:
+        """Steps SL-08a and SN-06a: nothing is let in but what the rules say; None: no rules.
+
+        Raises:
+            FirewallError: there are none now; no reason to fail a boot.
+        """
         ...
 
     def engine(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> Outcome:
@@ -95,6 +114,14 @@ class Platform(Protocol):
         """
         ...
 
+    def activity(self) -> Outcome:
+        """Step SN-13a: OneGate hears what the node does.
+
+        Raises:
+            UnitError: it does not; no reason to fail a boot.
+        """
+        ...
+
     def why(self, name: str) -> str:
         """What is known about the death of a program; empty: nothing."""
         ...
@@ -104,11 +131,17 @@ class Processes:
     """No systemd, no Docker and no guest agent."""
 
     has_agent = False
+    in_containers = False
 
     def units(self, programs: Sequence[Program]) -> Outcome:
         """Nothing to write."""
         assert programs, "a machine has programs"
         return skipped("no systemd: the machine keeps its programs running itself")
+
+    def firewall(self, rules: str | None) -> Outcome:
+        """What a laptop lets in is its owner's."""
+        del rules
+        return skipped("no systemd: the firewall of this computer is its owner's")
 
     def engine(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> Outcome:
         """Nothing to wait for."""
@@ -129,6 +162,10 @@ class Processes:
         """Sidecars are containers."""
         return skipped(f"no Docker: {unit.name} is a container")
 
+    def activity(self) -> Outcome:
+        """No unit."""
+        return skipped("no systemd: whoever keeps this machine tells it")
+
     def why(self, name: str) -> str:
         """Its log says it."""
         del name
@@ -145,13 +182,18 @@ class Systemd:
     framework: str
     """ML_FRAMEWORK; which image a node needs."""
     checkpoint_path: Path | None
-    """FL_CHECKPOINT_PATH when it is a folder of its own."""
+    """FL_CHECKPOINT_PATH: where a SuperLink's container sees the exports."""
     gpus: Callable[[], container.Gpus | None]
     """Known once step SN-09 is through."""
     running_version: Callable[[], str]
     """Known once ``version`` was called."""
     run: commands.Run = commands.run
     has_agent: bool = True
+
+    @property
+    def in_containers(self) -> bool:
+        """Those of docker."""
+        return self.runtime is Runtime.DOCKER
 
     def units(self, programs: Sequence[Program]) -> Outcome:
         """Write those units that differ, and have systemd read them."""
@@ -171,6 +213,35 @@ class Systemd:
             return unchanged("all units are there")
         self._must("systemctl", "daemon-reload")
         return done("wrote " + ", ".join(written))
+
+    def firewall(self, rules: str | None) -> Outcome:
+        """Have a unit load the rules now, and before the network at every boot."""
+        unit = units.firewall(self.paths)
+        if rules is None:
+            if not (self.paths.units / unit.name).exists():
+                return skipped("FL_FIREWALL is NO: everything is let in")
+            self._must("systemctl", "disable", "--now", unit.name, error=FirewallError)
+            (self.paths.units / unit.name).unlink()
+            return done("everything is let in from now on")
+        files.make_folder(self.paths.config)
+        written = _write(self.paths.firewall, rules.encode(), mode=0o600)
+        checked = self.run((firewall.NFT, "--check", "--file", str(self.paths.firewall)))
+        if not checked.ok:
+            raise FirewallError(
+                f"nft does not take the rules: {checked.last_line}",
+                hint=f"Look at {self.paths.firewall}, and that nftables is installed.",
+            )
+        files.make_folder(self.paths.units)
+        if _write(self.paths.units / unit.name, unit.text.encode(), mode=0o644):
+            self._must("systemctl", "daemon-reload", error=FirewallError)
+            written = True
+        active = self.run(("systemctl", "is-active", "--quiet", unit.name)).ok
+        if active and not written:
+            return unchanged("the rules are in force")
+        self._must("systemctl", "enable", unit.name, error=FirewallError)
+        # A reload replaces all rules at once; between stop and start there would be none.
+        self._must("systemctl", "reload-or-restart", unit.name, error=FirewallError)
+        return done("the rules are in force")
 
     def engine(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> Outcome:
         """Ask ``docker info`` until it answers."""
@@ -222,6 +293,13 @@ class Systemd:
             self._must("systemctl", "daemon-reload")
         self._must("systemctl", "enable", "--now", unit.name)
         return done(f"{unit.name} runs")
+
+    def activity(self) -> Outcome:
+        """Start the unit that ``units`` wrote; it goes with the node's from then on."""
+        if self.run(("systemctl", "is-active", "--quiet", units.ACTIVITY)).ok:
+            return unchanged(f"{units.ACTIVITY} runs")
+        self._must("systemctl", "start", units.ACTIVITY)
+        return done(f"{units.ACTIVITY} runs")
 
     def why(self, name: str) -> str:
         """The exit code of its main process, and what that means."""
@@ -287,8 +365,7 @@ class Systemd:
         )
 
     def _mounts(self) -> Sequence[container.Mount]:
-        more = () if self.checkpoint_path is None else (self.checkpoint_path,)
-        return container.mounts(self.role, self.paths, more=more)
+        return container.mounts(self.role, self.paths, self.checkpoint_path)
 
     def _environment_file(self, program: Program) -> Path:
         return self.paths.config / f"{program.name}.env"
@@ -297,10 +374,10 @@ class Systemd:
         image = container.image(self.role, self.framework, version)
         return self.run((container.DOCKER, "image", "inspect", image)).ok
 
-    def _must(self, *argv: str) -> None:
+    def _must(self, *argv: str, error: type[KnownFailureError] = UnitError) -> None:
         ended = self.run(argv)
         if not ended.ok:
-            raise UnitError(
+            raise error(
                 f"{' '.join(argv)} failed: {ended.last_line}",
                 hint=f"Look at: systemctl status {argv[-1]}",
             )

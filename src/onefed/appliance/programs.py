@@ -214,6 +214,8 @@ def supernode(
     if settings.isolation == "process":
         ours = [sys.executable, "-P", "-m", "onefed.flower.node", *shared]
         ours += ["--identity", str(paths.node_key), "--app-start", settings.app_start]
+        ours += ["--keepalive-time", str(settings.keepalive_time_s)]
+        ours += ["--keepalive-timeout", str(settings.keepalive_timeout_s)]
         return (_ours("supernode", ours, mine, paths, SUPERNODE_STOP_S, inputs),)
     stock = [
         command("flower-supernode"),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from onefed.appliance import (
+    activity,
     discovery,
     failures,
     health,
@@ -86,7 +87,6 @@ Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
 
 A failure publishes `FL_READY=NO` (supernode: `FL_NODE_READY=NO`) and `FL_ERROR`; READY stays unset.
 Where no exit code stands, the boot goes on with a warning, and the machine becomes ready.
-onefed changes no rule of a firewall, so none can fail.
 
 {_failures()}
 
@@ -96,6 +96,8 @@ A program is described once (`opt/flower/config/programs`).
 With `process` its command line is started as it is, with `docker` in a container that has no
 capabilities, a read-only root, user 49999, a reaper, log limits, the host's network and the folders
 of its role under the same paths; the authority's private key is in none of them.
+As in Flower's own images the data are at `/app/data`, the state at `/app/state`, certificates at \
+`/app/certificates`, and the exports at `FL_CHECKPOINT_PATH`, which moves nothing outside.
 Under systemd a unit starts a launcher with the name of a program, so no value of a context is ever
 in a unit; systemd restarts it always, after {units.RESTART_S} s.
 Its description also holds digests of the files that it reads as it starts; so a program that \
@@ -107,6 +109,8 @@ Without systemd (runtime `process` only) `bootstrap` leaves a process behind tha
 ## OneGate
 
 One attribute per request, since several in one request are stored as one value.
+A node's last three change while it runs: it is asked every {activity.LOOK_S:.0f} s, and what \
+changed is published; without an answer for {activity.GONE_S:.0f} s it is disconnected.
 Nothing whose name ends in `READY` is `YES` before the machine is healthy: the platform takes any
 such attribute for the signal that opens its deployment gate.
 
@@ -115,6 +119,7 @@ such attribute for the signal that opens its deployment gate.
 | `FL_ROLE` | all | `superlink`, `supernode` or `peer` |
 | `FL_VERSION` | all | version of Flower that runs |
 | `FL_ENDPOINT` | superlink | `host:port` of the Fleet API |
+| `FL_ISOLATION` | superlink | as in its context; a node with another one warns (ours) |
 | `FL_TLS` | superlink | `YES` or `NO` |
 | `FL_CA_CERT` | superlink | its CA certificate, base64 in one line |
 | `FL_READY` | superlink, peer | `YES` last of all, `NO` when the machine failed |
@@ -122,9 +127,13 @@ such attribute for the signal that opens its deployment gate.
 | `FL_NODE_KEY` | supernode | its public key, base64 in one line (ours) |
 | `FL_PARTITION` | supernode, peer | number of the partition that it trains (ours) |
 | `FL_NODE_REGISTERED` | the superlink, on the node | fingerprint of the registered key (ours) |
+| `FL_FRAMEWORK` | supernode | its `ML_FRAMEWORK`, where that is there |
 | `FL_NODE_ID` | supernode | its VM id |
 | `FL_GPU_AVAILABLE` | supernode | `YES` when training uses a GPU |
-| `FL_CLIENT_STATUS` | supernode | `1`, idle, as it boots; `3`, disconnected, once it was stopped |
+| `FL_CLIENT_STATUS` | supernode | `1` idle, `2` training, `3` disconnected: a number, so that \
+expressions of OneFlow can average it |
+| `FL_TRAINING_ACTIVE` | supernode | `YES` while it trains or evaluates |
+| `FL_ROUND_NUMBER` | supernode | round of the last message that it got |
 | `FL_NODE_READY` | supernode | `YES` once it runs, `NO` when the machine failed |
 | `{peers.CONTACT_NAME}` | peer | its name in the group (ours) |
 | `{peers.CONTACT_ADDRESS}` | peer | `host:port` at which the others reach it (ours) |

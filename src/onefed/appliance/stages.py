@@ -256,6 +256,7 @@ def _subject(
         warn=world.warn,
         emit=EventLog(events(paths), order.role.value, world.now).emit,
         platform=systemd or platform.Processes(),
+        network=given.network,
         facts=facts,
     )
     return SUBJECTS[order.role](edge, resolution)
@@ -295,13 +296,12 @@ def _systemd(
     """Values that are not valid are defaults here: the step that checks them stops the boot."""
     framework = resolution.values.get("ML_FRAMEWORK")
     exports = resolution.values.get("FL_CHECKPOINT_PATH")
-    own = exports is not None and exports.text != superlink.CONTAINER_CHECKPOINT_PATH
     return platform.Systemd(
         role=order.role,
         runtime=order.runtime,
         paths=order.paths,
         framework="" if framework is None else framework.text,
-        checkpoint_path=Path(exports.text) if exports is not None and own else None,
+        checkpoint_path=None if exports is None else Path(exports.text),
         gpus=lambda: container.Gpus(facts["gpus"]) if facts.get("gpus") else None,
         running_version=lambda: facts.get("version") or resolution.values["FLOWER_VERSION"].text,
     )

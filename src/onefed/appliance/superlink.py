@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import gateway, machine, programs
+from onefed.appliance import earlier_run, firewall, gateway, machine, programs
 from onefed.appliance.machine import Edge
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -90,11 +90,9 @@ def _environment(link: SuperLink) -> Outcome:
         made |= machine.write_secret(paths.gate_token, link.edge.gate_token.encode())
     run_config = dict(context.run_config(chosen))
     if chosen.checkpoint_enabled:
-        run_config["checkpoint-path"] = str(
-            paths.checkpoints
-            if chosen.checkpoint_path == CONTAINER_CHECKPOINT_PATH
-            else chosen.checkpoint_path
-        )
+        in_containers = link.edge.platform.in_containers
+        folder = chosen.checkpoint_path if in_containers else _exports(link)
+        run_config["checkpoint-path"] = str(folder)
     endpoint = link.edge.gate_endpoint if link.edge.gate is not None else None
     document = {
         "format": 1,
@@ -108,7 +106,7 @@ def _environment(link: SuperLink) -> Outcome:
         "run_config": run_config,
         "keys_set": _keys_set(link),
         "min_available_clients": chosen.min_available_clients,
-        "state_file": str(paths.state / "supervisor.json"),
+        "state_file": str(paths.supervisor_state),
         "stop_request": str(paths.stop_request),
         "run_log": str(paths.logs / "serverapp.log"),
         "node_keys": list(chosen.node_keys),
@@ -138,13 +136,38 @@ def _keys_set(link: SuperLink) -> list[str]:
 
 
 def _folders(link: SuperLink) -> Outcome:
-    paths = link.edge.paths
-    private = (paths.state, programs.database(link.chosen, paths).parent, paths.recovery)
+    chosen, paths = link.chosen, link.edge.paths
+    private = (paths.state, programs.database(chosen, paths).parent, paths.recovery)
     wanted = {**dict.fromkeys(private, 0o700), paths.flower_home: 0o700}
-    if link.chosen.checkpoint_enabled:
+    if chosen.checkpoint_enabled:
         wanted[paths.checkpoints] = 0o755
     made = [folder.name for folder, mode in wanted.items() if machine.make_folder(folder, mode)]
+    if chosen.checkpoint_enabled and chosen.checkpoint_resume and _takes_earlier_run(link):
+        made.append("a recovery store from the newest checkpoint")
     return done("made " + ", ".join(made)) if made else unchanged("all folders are there")
+
+
+def _takes_earlier_run(link: SuperLink) -> bool:
+    """Whether this machine, which has no run yet, goes on with that of the checkpoints."""
+    chosen, paths = link.chosen, link.edge.paths
+    if earlier_run.is_known(paths):
+        return False
+    found = earlier_run.newest(_exports(link))
+    if found is None:
+        return False
+    for damaged in found.damaged:
+        link.edge.warn(f"A damaged checkpoint was passed over: {damaged}")
+    earlier_run.require_same(found.snapshot, seed=chosen.seed, strategy=chosen.strategy)
+    earlier_run.plant(paths, found.snapshot)
+    return True
+
+
+def _exports(link: SuperLink) -> Path:
+    """Where the operator's checkpoints lie, as this machine sees it."""
+    chosen, paths = link.chosen, link.edge.paths
+    is_default = chosen.checkpoint_path == CONTAINER_CHECKPOINT_PATH
+    is_default |= link.edge.platform.in_containers
+    return paths.checkpoints if is_default else Path(chosen.checkpoint_path)
 
 
 def _tls(link: SuperLink) -> Outcome:
@@ -248,6 +271,8 @@ def gateway_of(chosen: context.SuperLinkSettings, paths: Paths) -> gateway.Gatew
         enrolment_socket=str(enrolment_socket(paths).relative_to(paths.root)),
         connections_per_address=chosen.gateway_connections,
         requests_per_s=chosen.gateway_rate,
+        keepalive_time_s=chosen.keepalive_time_s,
+        keepalive_timeout_s=chosen.keepalive_timeout_s,
         # A federation's folder on a laptop is closed to everybody else, and nginx started by root
         # would give it up.
         workers_stay_root=os.geteuid() == 0 and paths.root != Path("/"),
@@ -314,6 +339,7 @@ def _publish(link: SuperLink) -> Outcome:
         "FL_ROLE": "superlink",
         "FL_VERSION": edge.facts.get("version", chosen.flower_version),
         "FL_ENDPOINT": f"{edge.facts['address']}:{chosen.fleet_port}",
+        "FL_ISOLATION": chosen.isolation,
         "FL_TLS": "YES" if chosen.tls_enabled else "NO",
         **(
             {"FL_CA_CERT": material.ca_for_publication(edge.paths.certificates)}
@@ -344,6 +370,12 @@ def _unit(link: SuperLink) -> Outcome:
     return link.edge.platform.units(all_programs(link))
 
 
+def _firewall(link: SuperLink) -> Outcome:
+    chosen = link.chosen
+    served = [firewall.Opening(chosen.fleet_port, "nodes")] if chosen.gateway else []
+    return machine.firewall(link.edge, served if chosen.firewall else None)
+
+
 def _docker(link: SuperLink) -> Outcome:
     return link.edge.platform.engine(link.edge.clock, link.edge.sleep)
 
@@ -361,6 +393,7 @@ STEPS: tuple[Step[SuperLink], ...] = (
     Step("SL-07a", "TLS setup", _C, "certificates are generated, or the operator's used", _tls),
     Step("SL-07b", "Gateway", _C, "nginx's configuration is made and checked", _gateway),
     Step("SL-08", "Unit file", _C, "systemd units", _unit),
+    Step("SL-08a", "Firewall", _C, "ssh and the Fleet port are let in, nothing else", _firewall),
     Step("SL-09", "Wait for Docker", _B, "the container engine answers", _docker),
     Step("SL-10", "Start", _B, "SuperLink, SuperExec, supervisor and gateway run", _start),
     Step("SL-11", "Health check", _B, "SuperLink and gateway answer over TLS", _health),

@@ -11,6 +11,8 @@ from onefed import context
 from onefed.appliance import (
     discovery,
     drain,
+    firewall,
+    frameworks,
     gpu_use,
     identity,
     machine,
@@ -20,8 +22,11 @@ from onefed.appliance import (
 from onefed.appliance.machine import Edge
 from onefed.appliance.process import Program
 from onefed.appliance.steps import Outcome, Stage, Step, done, skipped, unchanged
+from onefed.errors import OnefedError
 from onefed.opennebula import onegate
+from onefed.telemetry import events
 from onefed.tls import material, node_keys, trust
+from onefed.tls.errors import CaChangedError
 
 RUNNING_POLL_S = 0.2
 RUNNING_ANSWERS = 3
@@ -100,6 +105,22 @@ def _discover(node: SuperNode) -> Outcome:
             on_try=lambda attempt, finding: edge.warn(f"Discovery, try {attempt}: {finding}."),
         )
         detail = f"{node.found.endpoint}, found through OneGate"
+        if node.found.others:
+            edge.warn(
+                f"The service has {node.found.others + 1} superlinks: this node takes the oldest "
+                f"that is ready, {node.found.endpoint}."
+            )
+    before = edge.facts.get("endpoint")
+    if chosen.superlink_address is None and before not in (None, node.found.endpoint):
+        edge.warn(
+            f"The SuperLink was at {before} at the last boot, and is at {node.found.endpoint} now; "
+            "only the authority that this node knows from then is trusted."
+        )
+    if node.found.isolation not in (None, chosen.isolation):
+        edge.warn(
+            f"The SuperLink has FL_ISOLATION={node.found.isolation[:VERSION_CHARS_MAX]!r}, this "
+            f"node {chosen.isolation}: use the same for both."
+        )
     node_config = _node_config(node)
     is_news = machine.save_facts(
         edge,
@@ -125,12 +146,16 @@ def _trust(node: SuperNode) -> Outcome:
     source = trust.ca_source(given, found.ca_certificate)
     before = _content(edge.paths.certificates / material.CA_CERTIFICATE)
     # What OneGate says is pinned at first sight; an operator's own word may change the pin.
-    installed = material.install_ca(
-        edge.paths.certificates,
-        given or found.ca_certificate or "",
-        source=source.value,
-        keep_pin=source is trust.CaSource.ONEGATE,
-    )
+    try:
+        installed = material.install_ca(
+            edge.paths.certificates,
+            given or found.ca_certificate or "",
+            source=source.value,
+            keep_pin=source is trust.CaSource.ONEGATE,
+        )
+    except CaChangedError as error:
+        edge.emit(events.Notice("ERROR", f"Alarm: {error.message}"))
+        raise
     detail = f"the CA certificate of {source.value} is checked and in place"
     return unchanged(detail) if _content(installed) == before else done(detail)
 
@@ -138,7 +163,7 @@ def _trust(node: SuperNode) -> Outcome:
 def _version(node: SuperNode) -> Outcome:
     edge = node.edge
     own = edge.platform.version(node.chosen.flower_version, edge.warn)
-    machine.save_facts(edge, version=own)
+    machine.save_facts(edge, version=own, framework=frameworks.present(edge, node.resolution))
     theirs = edge.facts.get("superlink_version")
     if theirs and theirs != own:
         edge.warn(
@@ -191,6 +216,14 @@ def _unit(node: SuperNode) -> Outcome:
     return node.edge.platform.units(all_programs(node, nothing_known))
 
 
+def _firewall(node: SuperNode) -> Outcome:
+    chosen, edge = node.chosen, node.edge
+    served = []
+    if chosen.dcgm_enabled and edge.network is not None:
+        served.append(firewall.Opening(firewall.GPU_METRICS_PORT, "GPU metrics", edge.network))
+    return machine.firewall(edge, served if chosen.firewall else None)
+
+
 def _docker(node: SuperNode) -> Outcome:
     return node.edge.platform.engine(node.edge.clock, node.edge.sleep)
 
@@ -224,12 +257,24 @@ def _publish(node: SuperNode) -> Outcome:
     attributes = {
         "FL_ROLE": "supernode",
         "FL_VERSION": edge.facts.get("version", node.chosen.flower_version),
+        **({"FL_FRAMEWORK": framework} if (framework := edge.facts.get("framework")) else {}),
         "FL_NODE_ID": edge.vm_id,
         "FL_GPU_AVAILABLE": "YES" if edge.facts.get("gpus") else "NO",
         "FL_CLIENT_STATUS": drain.IDLE,  # it may say yet that the machine left
         "FL_NODE_READY": "YES",
     }
     return machine.publish(edge, attributes)
+
+
+def _activity(node: SuperNode) -> Outcome:
+    edge = node.edge
+    if edge.gate is None:
+        return skipped("this machine has no OneGate")
+    try:
+        return edge.platform.activity()
+    except OnefedError as error:
+        edge.warn(f"OneGate does not hear what this node does. {error}")
+        return skipped(error.message)
 
 
 def _ready(node: SuperNode) -> Outcome:
@@ -259,6 +304,7 @@ STEPS: tuple[Step[SuperNode], ...] = (
     Step("SN-04", "Validate", _C, "every variable is checked, all errors at once", _validate),
     Step("SN-05", "Generate config", _C, "folders, secret and node key", _configuration),
     Step("SN-06", "Unit file", _C, "systemd units", _unit),
+    Step("SN-06a", "Firewall", _C, "ssh is let in, nothing else", _firewall),
     Step("SN-07", "Discovery", _C, "the SuperLink's address and this node's partition", _discover),
     Step("SN-07b", "TLS trust", _C, "the CA certificate is checked and in place", _trust),
     Step("SN-07c", "Node identity", _C, "the coordinator has registered the node key", _identity),
@@ -274,6 +320,7 @@ STEPS: tuple[Step[SuperNode], ...] = (
     Step("SN-11", "Start", _B, "SuperNode and SuperExec run", _start),
     Step("SN-12", "Wait for running", _B, "the SuperNode answers", _running),
     Step("SN-13", "Publish", _B, "attributes in OneGate, FL_NODE_READY last", _publish),
+    Step("SN-13a", "Activity", _B, "OneGate hears what the node does, as it changes", _activity),
     Step("SN-14a", "DCGM sidecar", _B, "GPU metrics", _gpu_metrics),
     Step("SN-15", "Report ready", _P, "READY=YES opens the deployment gate", _ready),
 )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import drain, steps
+from onefed.appliance import drain, firewall, steps
 from onefed.appliance.failures import KnownFailureError
 from onefed.appliance.paths import Paths
 from onefed.errors import ExitCode, OnefedError, StorageError
@@ -42,10 +43,11 @@ class ProgramDiedError(KnownFailureError):
 class Surroundings:
     """What a machine was given."""
 
-    paths: Paths
     context: context.ContextFile
     context_sha256: str
     """Of the file; tells whether a machine was told something else since."""
+    gate_token: str | None = field(repr=False)
+    """What OneGate lets this machine in by; None: nothing was given."""
 
     def variable(self, name: str) -> str:
         """A variable of the platform, which the table does not hold."""
@@ -58,12 +60,9 @@ class Surroundings:
         return self.variable("ETH0_IP") or LOOPBACK
 
     @property
-    def gate_token(self) -> str | None:
-        """What OneGate lets this machine in by; None: nothing was given."""
-        held = read(self.paths.token, TOKEN_BYTES_MAX)
-        if held is None:
-            return self.variable("TOKENTXT") or None
-        return held.decode(errors="replace")
+    def network(self) -> ipaddress.IPv4Network | None:
+        """Of the machine's first network."""
+        return firewall.network_of(self.address, self.variable("ETH0_MASK"))
 
     def gate(
         self, warn: Callable[[str], None], *, timeout_s: float = onegate.TIMEOUT_S
@@ -90,9 +89,17 @@ def look(paths: Paths, warn: Callable[[str], None], file: Path | None = None) ->
     content = read(place, context.FILE_BYTES_MAX + 1)
     if content is None:
         warn(f"There is no {place}: every variable has its default.")
-    content = content or b""
-    digest = hashlib.sha256(content).hexdigest()
-    return Surroundings(paths, context.parse_context_file(content), digest)
+    return given(content or b"", read(paths.token, TOKEN_BYTES_MAX))
+
+
+def given(content: bytes, token: bytes | None = None) -> Surroundings:
+    """What a context file says, and the token beside it; the platform's own file holds one, too."""
+    parsed = context.parse_context_file(content)
+    within = parsed.assignments.get("TOKENTXT")
+    text = (within.text or None) if within else None
+    if token is not None:
+        text = token.decode(errors="replace")
+    return Surroundings(parsed, hashlib.sha256(content).hexdigest(), text)
 
 
 def publish_failure(gate: onegate.OneGate | None, role: context.Role, error: OnefedError) -> None:

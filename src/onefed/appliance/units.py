@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onefed.appliance import container
+from onefed.appliance import firewall as rules
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -34,6 +35,9 @@ FAREWELL_LIMIT_S = 20
 """Two attributes at most, each with its own timeout."""
 
 RENEWAL_TIMER = "flower-superlink-renewal.timer"
+
+ACTIVITY = "flower-supernode-activity.service"
+"""Tells OneGate what a node does (``activity``)."""
 
 USER = "flower"
 """Uid and gid 49999; the image makes the account."""
@@ -68,6 +72,8 @@ _EVERYWHERE = (
     "UMask=0077",
 )
 """What no program of ours needs to do."""
+
+_CAPABILITIES = ("CapabilityBoundingSet=", "AmbientCapabilities=")
 
 _WITHOUT_DEVICES = ("PrivateDevices=yes", "DevicePolicy=closed")
 
@@ -109,18 +115,20 @@ def name(program_name: str, role: Role) -> str:
 def of(
     programs: Sequence[Program], role: Role, runtime: Runtime, paths: Paths, *, python: str
 ) -> list[Unit]:
-    """A unit for every program of a machine, in the order in which they start, and farewells.
+    """A unit for every program of a machine, in the order in which they start, and those beside.
 
     The first one carries the machine: the others come after it and are stopped with it.
     """
     first = name(programs[0].name, role)
-    farewells = [_farewell(role, moment, python) for moment in FAREWELLS[role]]
+    beside = [_farewell(role, moment, paths, python) for moment in FAREWELLS[role]]
+    if role is Role.SUPERNODE:
+        beside.append(_activity(paths, python))
     return [
         *(
             _service(program, role, runtime, paths, python, after=() if index == 0 else (first,))
             for index, program in enumerate(programs)
         ),
-        *farewells,
+        *beside,
     ]
 
 
@@ -129,34 +137,111 @@ def farewell_name(moment: str, role: Role) -> str:
     return f"flower-{role}-leave-{moment}.service"
 
 
-def _farewell(role: Role, moment: str, python: str) -> Unit:
+def _farewell(role: Role, moment: str, paths: Paths, python: str) -> Unit:
     """What tells OneGate that the machine leaves, before its first program stops or after it did.
 
     systemd stops units in the reverse of the order in which it starts them. Beside the program and
-    not in its unit, because that of docker's client has no network; as root, whose alone the
-    platform's token is.
+    not in its unit, because that of docker's client has no network, and the platform's token is
+    root's alone: systemd reads it.
     """
     main = name(role.value, role)
     text = _sections(
         Unit=(
             f"Description=onefed {role}: tells OneGate that it leaves ({moment})",
             f"{'After' if moment == 'begin' else 'Before'}={main}",
-            "After=network.target network-online.target",
+            # It asks systemd over the bus whether this is a stop.
+            "After=network.target network-online.target dbus.service",
             f"PartOf={main}",
         ),
         Service=(
             "Type=oneshot",
             "RemainAfterExit=yes",
+            f"StandardInput=file:{paths.context}",
             f"ExecStop={python} -P -m onefed.appliance.leave {role} {moment}",
             f"TimeoutStopSec={FAREWELL_LIMIT_S}",
+            f"StandardOutput=append:{paths.logs}/leave.log",
+            "StandardError=inherit",
+            # No user that systemd makes up: the bus has to know who asks.
+            f"User={USER}",
+            f"Group={USER}",
             *_EVERYWHERE,
             *_WITHOUT_DEVICES,
             "PrivateUsers=yes",
             "ProcSubset=pid",
             "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+            "MemoryDenyWriteExecute=yes",
         ),
     )
     return Unit(farewell_name(moment, role), GENERATED + text)
+
+
+def _activity(paths: Paths, python: str) -> Unit:
+    """What tells OneGate, beside a node, what it does.
+
+    It starts with the node; but as a machine starts the platform has not written the context yet,
+    and the boot starts it later.
+    """
+    main = name(Role.SUPERNODE.value, Role.SUPERNODE)
+    text = _sections(
+        Unit=(
+            "Description=onefed supernode: tells OneGate what the node does",
+            f"After={main} network-online.target",
+            f"PartOf={main}",
+            f"ConditionPathExists={paths.context}",
+        ),
+        Service=(
+            "Type=simple",
+            # Both are root's alone, and it is not root.
+            f"StandardInput=file:{paths.context}",
+            f"LoadCredential=facts:{paths.facts}",
+            f"ExecStart={python} -P -m onefed.appliance.activity ${{CREDENTIALS_DIRECTORY}}/facts",
+            "Restart=on-failure",
+            f"RestartSec={RESTART_S}",
+            f"StandardOutput=append:{paths.logs}/activity.log",
+            "StandardError=inherit",
+            "DynamicUser=yes",
+            *_EVERYWHERE,
+            *_WITHOUT_DEVICES,
+            "PrivateUsers=yes",
+            "ProcSubset=pid",
+            "RestrictAddressFamilies=AF_INET AF_INET6",
+            "MemoryDenyWriteExecute=yes",
+        ),
+    )
+    return Unit(ACTIVITY, GENERATED + text)
+
+
+def firewall(paths: Paths) -> Unit:
+    """Loads the machine's rules before there is a network; without the unit they are gone."""
+    text = _sections(
+        Unit=(
+            "Description=onefed: what this machine lets in",
+            "DefaultDependencies=no",
+            "After=local-fs.target",
+            "Before=network-pre.target shutdown.target",
+            "Wants=network-pre.target",
+            "Conflicts=shutdown.target",
+        ),
+        Service=(
+            "Type=oneshot",
+            "RemainAfterExit=yes",
+            # Read by systemd, so that nft need not be root to read what is root's.
+            f"StandardInput=file:{paths.firewall}",
+            f"ExecStart={rules.NFT} --file -",
+            f"ExecReload={rules.NFT} --file -",
+            f"ExecStop={rules.NFT} delete table inet {rules.TABLE}",
+            "DynamicUser=yes",
+            *(line for line in _EVERYWHERE if not line.startswith(_CAPABILITIES)),
+            *(f"{name}CAP_NET_ADMIN" for name in _CAPABILITIES),
+            *_WITHOUT_DEVICES,
+            "ProcSubset=pid",
+            "RestrictAddressFamilies=AF_NETLINK",
+            "IPAddressDeny=any",
+            "MemoryDenyWriteExecute=yes",
+        ),
+        Install=("WantedBy=sysinit.target",),
+    )
+    return Unit(rules.UNIT, GENERATED + text)
 
 
 def dcgm(role: Role) -> Unit:
@@ -233,13 +318,14 @@ def _service(
     needs = ["docker.service"] if in_docker else []
     watched = [name(program.watches, role)] if program.watches else []
     stop_s = round(program.stop_timeout_s) + STOP_MARGIN_S
-    farewells = [] if after else [farewell_name(moment, role) for moment in FAREWELLS[role]]
+    beside = [] if after else [farewell_name(moment, role) for moment in FAREWELLS[role]]
+    beside += [ACTIVITY] if role is Role.SUPERNODE and not after else []
     writable = [paths.flower_home, paths.logs, *_own_folders(role, paths)]
     text = _sections(
         Unit=(
             f"Description=onefed {role}: {program.name}",
             f"After={' '.join(['network-online.target', *needs, *after, *watched])}",
-            f"Wants={' '.join(['network-online.target', *farewells])}",
+            f"Wants={' '.join(['network-online.target', *beside])}",
             *([f"Requires={' '.join(needs)}"] if needs else []),
             *([f"PartOf={' '.join(after)}"] if after else []),
             "StartLimitIntervalSec=0",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from onefed.context import pem, syntax
-from onefed.context.requirements import SUPERLINK, SUPERNODE
+from onefed.context.requirements import BOOLEAN, BOTH, SUPERLINK, SUPERNODE
 from onefed.context.syntax import Kind, Rule
 from onefed.context.variable import Level, Variable
 
@@ -80,6 +80,18 @@ ROWS = (
         example="9191",
         help="Port of the SuperLink itself on loopback, behind the gateway.",
         maps_to="`--port`",
+        ours=True,
+    ),
+    Variable(
+        name="FL_FIREWALL",
+        appliances=BOTH,
+        level=Level.INSTANCE,
+        default="YES",
+        rule=BOOLEAN,
+        example="NO",
+        help="The machine lets in ssh (port 22) and what its role serves, and drops the rest. "
+        "Not on a laptop.",
+        maps_to="nftables",
         ours=True,
     ),
     Variable(

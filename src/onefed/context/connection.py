@@ -156,8 +156,7 @@ KEEPALIVE = (
         rule=POSITIVE,
         example="30",
         help="Seconds that a connection may idle before it is probed.",
-        maps_to="idle limit of a node's connection",
-        in_effect=False,
+        maps_to="TCP keepalive of nodes and gateway",
     ),
     Variable(
         name="FL_GRPC_KEEPALIVE_TIMEOUT",
@@ -167,8 +166,7 @@ KEEPALIVE = (
         rule=POSITIVE,
         example="10",
         help="Seconds without answer after which a connection is given up.",
-        maps_to="limit of a probe",
-        in_effect=False,
+        maps_to="TCP keepalive of nodes and gateway",
     ),
 )
 

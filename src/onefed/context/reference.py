@@ -11,7 +11,7 @@ from onefed.context import names
 from onefed.context.requirements import BOTH, PEER
 from onefed.context.rules import CROSS_RULES
 from onefed.context.table import CHANGED_DEFAULTS, GROUPS
-from onefed.context.variable import Role, Variable
+from onefed.context.variable import Variable
 
 _HEAD = """\
 # Context variables
@@ -61,8 +61,7 @@ def _group(heading: str, rows: tuple[Variable, ...]) -> str:
 
 
 def _row(row: Variable) -> str:
-    unread = "no effect yet, but on a peer" if Role.PEER in row.appliances else "no effect yet"
-    marks = {"ours": row.ours, "changed": bool(row.changed), unread: not row.in_effect}
+    marks = {"ours": row.ours, "changed": bool(row.changed), "no effect yet": not row.in_effect}
     shown_marks = "".join(f" **{mark}**" for mark, applies in marks.items() if applies)
     on = _ON.get(row.appliances) or ", ".join(sorted(row.appliances))
     target = f"run_config `{row.run_config_key}`" if row.run_config_key else row.maps_to

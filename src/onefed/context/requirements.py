@@ -15,6 +15,16 @@ USE_CASES = ("none", "image-classification")
 PLANNED_USE_CASES = ("anomaly-detection", "llm-fine-tuning")
 """Known, and refused until they are built."""
 
+FRAMEWORKS = ("pytorch", "tensorflow", "sklearn")
+"""Values of ``ML_FRAMEWORK``."""
+
+FRAMEWORKS_OF = {
+    "image-classification": FRAMEWORKS,
+    "anomaly-detection": ("sklearn",),
+    "llm-fine-tuning": ("pytorch",),
+}
+"""Those that the app of a use case runs with; with ``none`` the app is not known."""
+
 FILE_CHARS_MAX = 128 * 1024
 """Bound of a file in base64. A chain of three RSA 4096 certificates has 8,000 characters."""
 

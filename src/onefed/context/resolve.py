@@ -72,7 +72,7 @@ def resolve(
             continue
         chosen = _choose(offered, findings)
         line = in_file[chosen.name].line if chosen.source is Source.FILE else None
-        if not row.has_effect_on(role):
+        if not row.in_effect:
             findings.append(_without_effect(row))
         text = chosen.text.upper() if row.kind is Kind.BOOLEAN else chosen.text
         try:

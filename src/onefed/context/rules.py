@@ -12,7 +12,14 @@ from typing import TypeAlias
 
 from onefed.context import peers, syntax
 from onefed.context.outcome import Finding, Severity, Value
-from onefed.context.requirements import BOTH, PEER, SUPERLINK, SUPERNODE
+from onefed.context.requirements import (
+    BOTH,
+    FRAMEWORKS,
+    FRAMEWORKS_OF,
+    PEER,
+    SUPERLINK,
+    SUPERNODE,
+)
 from onefed.context.strategies import PARAMETERS, STRATEGIES
 from onefed.context.table import RUN_CONFIG_NAMES, VARIABLES
 from onefed.context.variable import Role
@@ -171,6 +178,25 @@ def ca_for_static_address(values: Values) -> Iterator[Finding]:
         yield _finding(Severity.WARNING, "FL_SSL_CA_CERTFILE", message)
 
 
+def framework_of_the_use_case(values: Values) -> Iterator[Finding]:
+    use_case, framework = values["FL_USE_CASE"].text, values["ML_FRAMEWORK"].text
+    needed = FRAMEWORKS_OF.get(use_case, FRAMEWORKS)
+    if framework not in needed:
+        yield _finding(
+            Severity.ERROR,
+            "ML_FRAMEWORK",
+            f"FL_USE_CASE={use_case} needs ML_FRAMEWORK={' or '.join(needed)}, and it is "
+            f"{framework}.",
+            example=needed[0],
+        )
+
+
+def gpu_of_the_use_case(values: Values) -> Iterator[Finding]:
+    if values["FL_USE_CASE"].text == "llm-fine-tuning" and values["FL_GPU_ENABLED"].text != "YES":
+        message = "FL_USE_CASE is llm-fine-tuning and FL_GPU_ENABLED is NO: a CPU is too slow."
+        yield _finding(Severity.WARNING, "FL_GPU_ENABLED", message)
+
+
 def gpu_enabled(values: Values) -> Iterator[Finding]:
     if values["FL_GPU_ENABLED"].text == "YES":
         return
@@ -322,6 +348,20 @@ CROSS_RULES = (
         "`FL_SUPERLINK_ADDRESS` with `FL_TLS_ENABLED` set to YES needs `FL_SSL_CA_CERTFILE`; "
         "with `FL_TLS_ENABLED` left out its absence is a WARNING.",
         ca_for_static_address,
+    ),
+    CrossRule(
+        "X16",
+        SUPERNODE,
+        ("ML_FRAMEWORK",),
+        "`ML_FRAMEWORK` is one that the app of `FL_USE_CASE` runs with.",
+        framework_of_the_use_case,
+    ),
+    CrossRule(
+        "X17",
+        SUPERNODE,
+        ("FL_GPU_ENABLED",),
+        "`FL_USE_CASE`=llm-fine-tuning without `FL_GPU_ENABLED` gives a WARNING.",
+        gpu_of_the_use_case,
     ),
     CrossRule(
         "X19",

@@ -59,6 +59,12 @@ class SuperLinkSettings:
     """Whether one stands before the SuperLink (FL_GATEWAY, FL_FLEET_API_ADDRESS)."""
     gateway_connections: int
     """Requests under way from one address, at least 1 (FL_GATEWAY_CONNECTIONS)."""
+    firewall: bool
+    """Whether the machine drops what nobody asked for (FL_FIREWALL)."""
+    keepalive_time_s: int
+    """A connection may idle so long before it is probed (FL_GRPC_KEEPALIVE_TIME)."""
+    keepalive_timeout_s: int
+    """Without an answer it is given up then; less than the time (FL_GRPC_KEEPALIVE_TIMEOUT)."""
     gateway_rate: int
     """Requests per second from one address, at least 1 (FL_GATEWAY_RATE)."""
     superlink_port: int
@@ -89,6 +95,8 @@ class SuperLinkSettings:
     """Newest exports that are kept; 0: all (FL_CHECKPOINT_KEEP_LAST)."""
     checkpoint_keep_every: int
     """Besides them, those of rounds that it divides; 0: none (FL_CHECKPOINT_KEEP_EVERY)."""
+    checkpoint_resume: bool
+    """Whether a machine without a run takes that of the exports (FL_CHECKPOINT_RESUME)."""
     checkpoint_path: str
     """Absolute folder as a container sees it; on the host it is another (FL_CHECKPOINT_PATH)."""
     log_level: str
@@ -126,6 +134,12 @@ class SuperNodeSettings:
     """None: not set, so the default stands and ``tls.trust`` decides (FL_TLS_ENABLED)."""
     ssl_ca_pem: bytes | None
     """The operator's CA certificate. None: take it from OneGate (FL_SSL_CA_CERTFILE)."""
+    firewall: bool
+    """Whether the machine drops what nobody asked for (FL_FIREWALL)."""
+    keepalive_time_s: int
+    """A connection may idle so long before it is probed (FL_GRPC_KEEPALIVE_TIME)."""
+    keepalive_timeout_s: int
+    """Without an answer it is given up then; less than the time (FL_GRPC_KEEPALIVE_TIMEOUT)."""
     enrolment_token: str | None = dataclasses.field(repr=False)
     """Never log, publish or pass it on (FL_ENROLMENT_TOKEN)."""
     gpu_enabled: bool
@@ -180,6 +194,8 @@ class PeerSettings:
     """A connection that idles for so long is probed (FL_GRPC_KEEPALIVE_TIME)."""
     keepalive_timeout_s: int
     """... and given up without an answer (FL_GRPC_KEEPALIVE_TIMEOUT)."""
+    firewall: bool
+    """Whether the machine drops what nobody asked for (FL_FIREWALL)."""
     checkpoint_enabled: bool
     """Keep checkpoints where people look for them (FL_CHECKPOINT_ENABLED)."""
     checkpoint_keep_last: int
@@ -209,6 +225,9 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         control_port=read.required("FL_CONTROL_API_ADDRESS", Address).port,
         gateway=gateway,
         gateway_connections=read.required("FL_GATEWAY_CONNECTIONS", int),
+        firewall=read.required("FL_FIREWALL", bool),
+        keepalive_time_s=read.required("FL_GRPC_KEEPALIVE_TIME", int),
+        keepalive_timeout_s=read.required("FL_GRPC_KEEPALIVE_TIMEOUT", int),
         gateway_rate=read.required("FL_GATEWAY_RATE", int),
         superlink_port=read.required("FL_SUPERLINK_PORT", int) if gateway else fleet.port,
         isolation=read.required("FL_ISOLATION", str),
@@ -224,6 +243,7 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         checkpoint_interval_rounds=read.required("FL_CHECKPOINT_INTERVAL", int),
         checkpoint_keep_last=read.required("FL_CHECKPOINT_KEEP_LAST", int),
         checkpoint_keep_every=read.required("FL_CHECKPOINT_KEEP_EVERY", int),
+        checkpoint_resume=read.required("FL_CHECKPOINT_RESUME", bool),
         checkpoint_path=read.required("FL_CHECKPOINT_PATH", str),
         log_level=read.required("FL_LOG_LEVEL", str),
         log_format=read.required("FL_LOG_FORMAT", str),
@@ -245,6 +265,9 @@ def supernode_settings(resolution: Resolution) -> SuperNodeSettings:
         use_case=read.required("FL_USE_CASE", str),
         tls_enabled=tls if resolution.values["FL_TLS_ENABLED"].is_set else None,
         ssl_ca_pem=read.optional("FL_SSL_CA_CERTFILE", bytes),
+        firewall=read.required("FL_FIREWALL", bool),
+        keepalive_time_s=read.required("FL_GRPC_KEEPALIVE_TIME", int),
+        keepalive_timeout_s=read.required("FL_GRPC_KEEPALIVE_TIMEOUT", int),
         enrolment_token=read.optional("FL_ENROLMENT_TOKEN", str),
         gpu_enabled=read.required("FL_GPU_ENABLED", bool),
         cuda_visible_devices=read.required("FL_CUDA_VISIBLE_DEVICES", str),
@@ -276,6 +299,7 @@ def peer_settings(resolution: Resolution) -> PeerSettings:
         topology=read.required("FL_PEER_TOPOLOGY", str),
         keepalive_time_s=read.required("FL_GRPC_KEEPALIVE_TIME", int),
         keepalive_timeout_s=read.required("FL_GRPC_KEEPALIVE_TIMEOUT", int),
+        firewall=read.required("FL_FIREWALL", bool),
         checkpoint_enabled=read.required("FL_CHECKPOINT_ENABLED", bool),
         checkpoint_keep_last=read.required("FL_CHECKPOINT_KEEP_LAST", int),
     )

@@ -146,8 +146,7 @@ CHECKPOINTS = (
         default="YES",
         rule=BOOLEAN,
         example="NO",
-        help="Continue from the newest export when there is nothing else to resume.",
-        run_config_key="checkpoint-resume",
-        in_effect=False,
+        help="A new machine that finds exports goes on with their run; `NO` never does.",
+        maps_to="the recovery store",
     ),
 )

@@ -65,7 +65,7 @@ class Variable:
     ours: bool = False
     """Not among the 48 names of the appliance design."""
     in_effect: bool = True
-    """Something of the hub reads it. If not, setting it there gives a WARNING."""
+    """Something reads it. If not, setting it gives a WARNING."""
     changed: str = ""
     """Why the default, or its meaning, differs from the appliance design. Empty: it does not."""
 
@@ -81,10 +81,6 @@ class Variable:
     def is_hidden(self) -> bool:
         """Messages show no value: a file in base64 may be the wrong file, for example a key."""
         return self.secret or self.kind is syntax.Kind.TEXT64
-
-    def has_effect_on(self, role: Role) -> bool:
-        """Whether something reads it there; a peer reads all that it is given."""
-        return self.in_effect or role is Role.PEER
 
     def parse(self, text: str) -> object:
         """Check a trimmed value and give what the settings hold; None for an empty one.

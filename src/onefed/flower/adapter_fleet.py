@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,19 @@ class Fleet:
     Every request blocks for at most 30 s (Flower's client timeout), and is made once.
     """
 
-    def __init__(self, address: str, ca_certificate: Path | None, private_key: Any) -> None:
-        """``private_key`` is an EC private key of cryptography; without a CA, plain HTTP."""
+    def __init__(
+        self,
+        address: str,
+        ca_certificate: Path | None,
+        private_key: Any,
+        socket_options: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        """
+        Args:
+            ca_certificate: None: plain HTTP.
+            private_key: an EC private key of cryptography.
+            socket_options: of every connection (``node.keepalive``).
+        """
         public_key = private_key.public_key()
         self._public_key = public_key_to_bytes(public_key)
         try:
@@ -205,6 +217,9 @@ class Fleet:
                 f"The CA certificate {ca_certificate} cannot be used: {error}",
                 hint="Boot the node again: step SN-07b puts it there.",
             ) from error
+
+        if socket_options:
+            _set_options(self._client, ca_certificate, socket_options)
 
     def close(self) -> None:
         self._client.close()
@@ -395,6 +410,23 @@ def load(app: AppReference, fab: bytes) -> ClientApp:
     install_from_fab(fab, skip_prompt=True)
     loader = get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
     return loader(app.fab_id, app.fab_version, app.fab_hash)
+
+
+def _set_options(
+    client: FleetHttpClient,
+    ca_certificate: Path | None,
+    options: Sequence[tuple[int, int, int]],
+) -> None:
+    """Flower's client takes no options of a socket: give it another connection pool."""
+    trust: ssl.SSLContext | bool = False
+    if ca_certificate is not None:
+        trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trust.load_verify_locations(cafile=ca_certificate)
+    timeout = client._client.timeout
+    client._client.close()
+    client._client = httpx.Client(
+        transport=httpx.HTTPTransport(verify=trust, socket_options=list(options)), timeout=timeout
+    )
 
 
 def execute(task: Task, find_app: Callable[[], ClientApp]) -> Answer:

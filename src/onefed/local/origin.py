@@ -7,14 +7,14 @@ checkpoints (FL_CHECKPOINT_PATH), or the whole folder of a federation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from onefed.appliance import earlier_run
 from onefed.appliance.paths import Paths
-from onefed.checkpoint import Exporter, Loaded, RecoveryStore, Snapshot, files, inspect
+from onefed.checkpoint import Exporter, Loaded, RecoveryStore, Snapshot, inspect
 from onefed.errors import ExitCode, NotFoundError, OnefedError
 from onefed.local.request import Prepared, Request, read_context
 from onefed.local.state import SUPERLINK, StateDir
@@ -113,9 +113,4 @@ def check(prepared: Prepared, snapshot: Snapshot) -> tuple[str, ...]:
 
 def plant(directory: StateDir, snapshot: Snapshot) -> None:
     """Give a federation that was never started a run that has come so far."""
-    paths = Paths(directory.root(SUPERLINK))
-    files.make_folder(paths.state, mode=0o700)
-    RecoveryStore(paths.recovery).save(snapshot)
-    # What the run supervisor knows of its run (flower.run_watch): its identity, and nothing yet.
-    known = json.dumps({"run": snapshot.run}).encode()
-    files.write_bytes(paths.state / "supervisor.json", known)
+    earlier_run.plant(Paths(directory.root(SUPERLINK)), snapshot)

@@ -29,6 +29,7 @@ from onefed.local import peer_machine
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import ServiceModel, VmRecord
 from onefed.opennebula import onegate
+from onefed.telemetry.events import Event
 from onefed.tls import node_keys
 
 ADDRESS = "127.0.0.1"
@@ -183,8 +184,12 @@ class Computer:
     running: set[str] = field(default_factory=set)
     given_up: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)
+    """Events."""
     platform: Platform = field(default_factory=Processes)
     driver: gpu.Driver = field(default_factory=gpu.System)
+    modules: set[str] = field(default_factory=set)
+    """Frameworks that are installed."""
 
     @property
     def steps(self) -> tuple[steps.Step[Any], ...]:
@@ -213,6 +218,8 @@ class Computer:
             warn=self.warnings.append,
             platform=self.platform,
             driver=self.driver,
+            emit=self.told.append,
+            has_module=self.modules.__contains__,
             facts={**machine.read_facts(self.paths), "address": ADDRESS},
         )
 

@@ -126,6 +126,20 @@ SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
         lambda **g: nginx(r"rate=(\d+)r/s", **g)[0],
         {"": "200", "9": "9"},
     ),
+    "FL_GRPC_KEEPALIVE_TIME": (
+        lambda **g: (
+            supernode_flags(**g).keepalive_time,
+            nginx(r"so_keepalive=(\d+)s:", **g)[0],
+        ),
+        {"": (60, "60"), "30": (30, "30")},
+    ),
+    "FL_GRPC_KEEPALIVE_TIMEOUT": (
+        lambda **g: (
+            supernode_flags(**g).keepalive_timeout,
+            nginx(r"so_keepalive=\d+s:(\d+s:\d+)", **g)[0],
+        ),
+        {"": (20, "5s:4"), "3": (3, "1s:3")},
+    ),
     "FL_ISOLATION": (
         lambda **g: (
             superlink_flags(**g).isolation,
@@ -198,10 +212,13 @@ SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
 """What the consumer sees of each value; the empty one is the default."""
 
 SEEN_ELSEWHERE = {
+    "FL_CHECKPOINT_RESUME": "test_earlier_run.py: the run that a new machine goes on with",
+    "ML_FRAMEWORK": "test_frameworks.py: the module; test_container.py: the image of a node",
     "FL_CHECKPOINT_PATH": "test_superlink.py: the path that the ServerApp exports to",
     "FL_SSL_CA_CERTFILE": "test_superlink.py and test_supernode.py: files and a TLS handshake",
     "FL_SSL_CERTFILE": "test_superlink.py: the certificate that the server shows",
     "FL_SSL_KEYFILE": "test_superlink.py: the key that the server has",
+    "FL_FIREWALL": "test_stages.py: the rules that nft is given; tests/boots: ports of a machine",
     "FL_NODE_KEYS": "test_supervisor.py: the keys that are registered",
     "FL_ENROLMENT_TOKEN": "the node, once, at the gateway; no test of the effect yet",
     "FL_CERT_KEY_TYPE": "test_superlink.py: the kind of the keys that are made",

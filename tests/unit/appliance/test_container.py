@@ -33,7 +33,7 @@ def argv(made: Program, role: Role = Role.SUPERLINK, **more: object) -> tuple[st
         made,
         role,
         image="onefed-superlink:1.41.0",
-        mounted=container.mounts(role, PATHS),
+        mounted=container.mounts(role, PATHS, Path("/app/exports")),
         binaries=BINARIES,
         environment_file=Path("/opt/flower/config/superlink.env"),
         **more,  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def test_the_program_is_the_images_own_with_the_same_arguments() -> None:
 
 @pytest.mark.parametrize("role", container.ROLES)
 def test_secrets_and_code_are_read_only_and_the_authoritys_key_is_not_there(role: Role) -> None:
-    found = {mount.path: mount.writable for mount in container.mounts(role, PATHS)}
+    found = {mount.path: mount.writable for mount in container.mounts(role, PATHS, None)}
     assert found[PATHS.certificates] is False
     assert found[PATHS.config] is False
     assert PATHS.certificates.with_name("private") not in found
@@ -76,6 +76,19 @@ def test_secrets_and_code_are_read_only_and_the_authoritys_key_is_not_there(role
     if role is Role.SUPERNODE:
         assert found[PATHS.data] is False
         assert PATHS.state not in found
+
+
+def test_folders_are_where_flowers_images_have_them_too() -> None:
+    """FL_CHECKPOINT_PATH is the container's side only: the machine's own folder never moves."""
+    link, node = (flags(argv(program(), role), "--mount") for role in container.ROLES)
+    for found, folder, inside, end in (
+        (link, "state", "/app/state", ""),
+        (link, "certs", "/app/certificates", ",readonly"),
+        (link, "checkpoints", "/app/exports", ""),
+        (node, "data", "/app/data", ",readonly"),
+    ):
+        assert f"type=bind,source=/opt/flower/{folder},target={inside}{end}" in found
+    assert not any("/app/exports" in mount for mount in node)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from onefed.appliance import failures, surroundings
 from onefed.appliance.commands import Done
 from onefed.appliance.description import Runtime
 from onefed.appliance.failures import FailureClass
+from onefed.appliance.firewall import NFT
 from onefed.appliance.platform import Systemd
 from onefed.appliance.steps import BootError
 from onefed.context import Role
@@ -246,6 +247,12 @@ def no_gpu_metrics(scene: Scene) -> Any:
     return computer
 
 
+def no_firewall(scene: Scene) -> Any:
+    computer = scene.node()
+    refused = {NFT: Done(1, "Could not process rule: Operation not supported")}
+    return scene.with_docker(computer, **refused)
+
+
 CAUSES: dict[str, Callable[[Scene], Any]] = {
     "variable": variable,
     "port": port,
@@ -265,6 +272,7 @@ CAUSES: dict[str, Callable[[Scene], Any]] = {
     "mismatch": mismatch,
     "publication": publication,
     "static address": static_address,
+    "firewall": no_firewall,
     "gpu": no_gpu,
     "gpu metrics": no_gpu_metrics,
 }

@@ -21,6 +21,8 @@ WANTED = gateway.Gateway(
     enrolment_socket="opt/flower/gateway/enrolment.sock",
     connections_per_address=512,
     requests_per_s=200,
+    keepalive_time_s=60,
+    keepalive_timeout_s=20,
 )
 
 HOSTILE = (
@@ -45,7 +47,7 @@ def test_every_limit_is_in_it() -> None:
         "limit_req_zone $binary_remote_addr zone=requests:8m rate=200r/s;",
         "ssl_protocols TLSv1.2 TLSv1.3;",
         "proxy_ssl_verify on;",
-        "listen 0.0.0.0:9092 ssl;",
+        "listen 0.0.0.0:9092 ssl so_keepalive=60s:5s:4;",
         "listen 127.0.0.1:9093 ssl;",
     }
     assert gateway.configuration(WANTED) == gateway.configuration(WANTED)

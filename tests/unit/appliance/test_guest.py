@@ -7,6 +7,7 @@ Some tests run the guest in this process, with tiny programs in place of Flower'
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -56,6 +57,14 @@ if "--ssl-certfile" in flags:
 server.serve_forever()
 """
 """Answers as Flower's programs do, and does nothing else."""
+
+TRAINS = HEALTH.replace(
+    "        self.end_headers()\n",
+    """        self.end_headers()
+        self.wfile.write(b'{"connected": true, "working": true, "messages": 9, "round": "7"}')
+""",
+)
+"""The same of a node that trains its seventh round."""
 
 DIE_WHEN_TOLD = f"""#!{sys.executable}
 import pathlib, sys, time
@@ -207,11 +216,11 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 Scene = Callable[[], Coroutine[Any, Any, None]]
 
 
-def live(vm: Vm, scene: Scene | None = None) -> int:
+def live(vm: Vm, scene: Scene | None = None, options: guest.Options | None = None) -> int:
     """The whole life of a machine in this process, while a scene plays; gives its exit code."""
 
     async def life() -> int:
-        power = asyncio.create_task(guest.Guest(vm.options, {"HOME": "/root"}).run())
+        power = asyncio.create_task(guest.Guest(options or vm.options, {"HOME": "/root"}).run())
         try:
             if scene is not None:
                 await scene()
@@ -264,6 +273,23 @@ def test_a_node_that_boots_twice_keeps_its_identity(create, programs, coordinato
         assert live(vm, scene) == ExitCode.OK
     assert keys[0] == keys[1]
     assert vm.states == ["booting", "running", "stopped"] * 2
+
+
+@pytest.mark.usefixtures("coordinator")
+def test_onegate_hears_that_a_node_trains_and_that_it_left(create, programs, cloud) -> None:
+    programs(python=TRAINS)
+    cloud.add("superlink", FL_READY="YES", FL_ENDPOINT="127.0.0.1:9092", FL_TLS="NO")
+    vm = create(SUPERNODE, FL_TLS_ENABLED="NO")
+    detached = dataclasses.replace(vm.options, detached=True)
+
+    async def scene() -> None:
+        await until(lambda: vm.attributes.get("FL_CLIENT_STATUS") == "2")
+        told = vm.attributes
+        assert (told["FL_TRAINING_ACTIVE"], told["FL_ROUND_NUMBER"]) == ("YES", "7")
+        told_to_stop()
+
+    assert live(vm, scene, detached) == ExitCode.OK
+    assert (vm.attributes["FL_CLIENT_STATUS"], vm.attributes["FL_NODE_READY"]) == ("3", "NO")
 
 
 def test_a_program_that_dies_is_started_again_and_told(create, programs) -> None:

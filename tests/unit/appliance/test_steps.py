@@ -16,13 +16,13 @@ from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 
 SUPERLINK_IDS = (
     *("SL-01", "SL-02", "SL-03", "SL-04", "SL-05", "SL-06", "SL-07", "SL-07a"),
-    *("SL-07b", "SL-08", "SL-09", "SL-10", "SL-11", "SL-12", "SL-13"),
+    *("SL-07b", "SL-08", "SL-08a", "SL-09", "SL-10", "SL-11", "SL-12", "SL-13"),
 )
 """boot.md, section 4; its last line, without a number there, is SL-13, and SL-07b is ours."""
 
 SUPERNODE_IDS = (
-    *("SN-01", "SN-02", "SN-03", "SN-04", "SN-05", "SN-06", "SN-07", "SN-07b", "SN-07c"),
-    *("SN-08", "SN-09", "SN-10", "SN-11", "SN-12", "SN-13", "SN-14a", "SN-15"),
+    *("SN-01", "SN-02", "SN-03", "SN-04", "SN-05", "SN-06", "SN-06a", "SN-07", "SN-07b", "SN-07c"),
+    *("SN-08", "SN-09", "SN-10", "SN-11", "SN-12", "SN-13", "SN-13a", "SN-14a", "SN-15"),
 )
 """boot.md, section 5; SN-07c, the node's key, is ours."""
 

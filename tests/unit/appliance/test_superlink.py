@@ -23,7 +23,10 @@ from onefed.tls import authority, material, names, pem
 
 IDS = tuple(step.id for step in superlink.STEPS)
 
-PUBLISHED = ("FL_ROLE", "FL_VERSION", "FL_ENDPOINT", "FL_TLS", "FL_CA_CERT", "FL_READY", "READY")
+PUBLISHED = (
+    *("FL_ROLE", "FL_VERSION", "FL_ENDPOINT", "FL_ISOLATION", "FL_TLS", "FL_CA_CERT"),
+    *("FL_READY", "READY"),
+)
 """In this order."""
 
 

@@ -20,6 +20,7 @@ import pytest
 from onefed.appliance import identity, supernode, training_data
 from onefed.appliance.steps import BootError, Status
 from onefed.errors import ExitCode
+from onefed.telemetry import events
 from onefed.tls import material, node_keys
 
 IDS = tuple(step.id for step in supernode.STEPS)
@@ -393,6 +394,25 @@ def test_another_version_of_flower_is_pointed_out(node, cloud, link) -> None:
     assert warning.isprintable()
 
 
+@pytest.mark.usefixtures("supervisor")
+def test_another_isolation_than_the_superlinks_is_pointed_out(node, cloud, link) -> None:
+    """X28: it works, and is no mix that anybody promises."""
+    cloud.model.update_attributes(link.vm_id, {"FL_ISOLATION": "subprocess\x1b[31m"})
+    node.boot()
+    [warning] = node.warnings
+    assert "FL_ISOLATION='subprocess" in warning
+    assert warning.isprintable()
+
+
+@pytest.mark.usefixtures("supervisor")
+@pytest.mark.parametrize("published", ["process", None])
+def test_the_same_isolation_or_none_that_is_known_is_not(node, cloud, link, published) -> None:
+    if published is not None:
+        cloud.model.update_attributes(link.vm_id, {"FL_ISOLATION": published})
+    node.boot()
+    assert node.warnings == []
+
+
 # --- trust ---------------------------------------------------------------------------------------
 
 
@@ -410,6 +430,38 @@ def test_another_authority_than_the_first_is_refused_and_the_first_is_kept(
     assert "FL_SSL_CA_CERTFILE" in str(caught.value.hint)
     assert (node.paths.certificates / "ca.crt").read_bytes() == pinned
     assert len(node.started) == 1
+
+
+def test_another_authority_is_an_alarm(node, cloud, link, supervisor, tmp_path: Path) -> None:
+    node.boot()
+    node.power_off()
+    cloud.model.update_attributes(link.vm_id, {"FL_CA_CERT": authority(tmp_path / "other")})
+    with pytest.raises(BootError):
+        node.boot()
+    [alarm] = [told for told in node.told if isinstance(told, events.Notice)]
+    assert (alarm.level, alarm.message.partition(":")[0]) == ("ERROR", "Alarm")
+
+
+def test_a_superlink_that_moved_is_told_and_its_authority_has_to_be_the_same(
+    node, cloud, link, supervisor
+) -> None:
+    node.boot()
+    node.power_off()
+    cloud.model.update_attributes(link.vm_id, {"FL_ENDPOINT": "10.0.0.6:9092"})
+    node.boot()
+    [warning] = node.warnings
+    assert ENDPOINT in warning
+    assert "10.0.0.6:9092" in warning
+
+
+def test_of_two_superlinks_the_oldest_is_taken_and_both_are_told(
+    node, cloud, link, supervisor
+) -> None:
+    cloud.add("superlink", FL_READY="YES", FL_ENDPOINT="10.0.0.6:9092", FL_TLS="NO")
+    node.boot()
+    [warning] = node.warnings
+    assert "2 superlinks" in warning
+    assert ENDPOINT in warning
 
 
 @pytest.mark.usefixtures("link", "supervisor")

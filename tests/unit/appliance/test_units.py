@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from onefed.appliance import container, units
+from onefed.appliance import container, firewall, units
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -21,11 +21,10 @@ from onefed.context import Role
 ProgramsOf = Callable[..., tuple[Program, ...]]
 
 PATHS = Paths(Path("/"))
+UNITS = "etc/systemd/system"
+
 EXPOSURE_MAX = {Runtime.PROCESS: 1.3, Runtime.DOCKER: 1.8}
 """R12: of our programs, and of what drives Docker."""
-
-FAREWELL_EXPOSURE_MAX = 1.4
-"""Root, for the platform's token, and with a network: for a second, as the machine stops."""
 
 
 NONE = {(role, Runtime.DOCKER) for role in set(Role) - set(container.ROLES)}
@@ -111,14 +110,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of an appliance, as far as systemd-analyze looks at it."""
     folder = tmp_path_factory.mktemp("root")
     onefed = Path(sys.executable).with_name("onefed")
-    for program in ("usr/bin/python3", "usr/bin/docker", str(onefed).lstrip("/")):
+    for program in (
+        "usr/bin/python3",
+        "usr/bin/docker",
+        firewall.NFT.lstrip("/"),
+        str(onefed).lstrip("/"),
+    ):
         place = folder / program
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("#!/bin/sh\n")
         place.chmod(0o755)
-    place = folder / "etc/systemd/system"
+    place = folder / UNITS
     place.mkdir(parents=True)
-    targets = ("timers", "network-online", "multi-user", "sysinit", "basic", "shutdown")
+    targets = (
+        "timers",
+        "network-online",
+        "multi-user",
+        "sysinit",
+        "basic",
+        "shutdown",
+        "network-pre",
+    )
     for name in targets:
         (place / f"{name}.target").write_text("[Unit]\nDescription=of the platform\n")
     (place / "docker.service").write_text("[Service]\nExecStart=/usr/bin/docker\n")
@@ -140,10 +152,10 @@ def test_systemd_takes_the_units_and_calls_them_safe(
 ) -> None:
     roles = [role for role in Role if (role, runtime) not in NONE]
     every = [unit for role in roles for unit in made(role, runtime)]
-    every += units.renewal()
+    every += [*units.renewal(), units.firewall(PATHS)]
     every += [units.dcgm(Role.SUPERNODE)] if runtime is Runtime.DOCKER else []
     for unit in every:
-        (root / "etc/systemd/system" / unit.name).write_text(unit.text)
+        (root / UNITS / unit.name).write_text(unit.text)
     names = [unit.name for unit in every]
     verified = analyze("verify", *names)
     assert (verified.returncode, verified.stderr) == (0, "")
@@ -151,5 +163,6 @@ def test_systemd_takes_the_units_and_calls_them_safe(
         said = analyze("security", "--offline=true", name).stdout
         exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
         assert exposure is not None, said
-        most = FAREWELL_EXPOSURE_MAX if "-leave-" in name else EXPOSURE_MAX[runtime]
+        drives_docker = runtime is Runtime.DOCKER and "docker " in (root / UNITS / name).read_text()
+        most = EXPOSURE_MAX[Runtime.DOCKER if drives_docker else Runtime.PROCESS]
         assert float(exposure[1]) <= most, name

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from onefed.appliance import stages
 from onefed.appliance.paths import Paths
+from onefed.cli import nodes
 from onefed.errors import ExitCode, NotFoundError
 from onefed.flower import mailbox
 from onefed.local.state import SUPERLINK, StateDir
@@ -201,6 +203,24 @@ def test_a_refusal_comes_with_its_words_and_its_code(onefed: Run, supervisor: Su
     shown = onefed("nodes", "revoke", "9")
     assert (shown.code, shown.out) == (ExitCode.NOT_FOUND, "")
     assert shown.err.splitlines() == ["error: No node is called '9'.", "next:  Look again."]
+
+
+# --- on a coordinator's own machine ---------------------------------------------------------------
+
+
+def test_there_the_supervisor_of_the_machine_is_asked_unless_a_name_is_given(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    machine = Paths(tmp_path / "machine")
+    for folder in (machine.config, machine.state):
+        folder.mkdir(parents=True)
+    named = Paths(supervisor.directory.root(SUPERLINK)).requests
+    assert nodes.mailbox_of(None, machine) == named, "its boot has told no supervisor yet"
+    machine.supervisor.write_text("{}")
+    assert nodes.mailbox_of(None, machine) == machine.requests
+    assert nodes.events_of(None, machine) == stages.events(machine)
+    assert nodes.mailbox_of("demo", machine) == named
+    assert nodes.events_of("demo", machine) == supervisor.directory.events
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from onefed.context import Role, Severity, resolve
-from onefed.context.rules import CROSS_RULES
+from onefed.context import Finding, Role, Severity, Source, Value, resolve
+from onefed.context.rules import CROSS_RULES, check
 from onefed.context.table import VARIABLES
 
 if TYPE_CHECKING:
@@ -31,6 +31,39 @@ def test_x2_no_address_and_no_onegate() -> None:
     assert findings(SUPERNODE, TOKEN="NO") == [(ERROR, "FL_SUPERLINK_ADDRESS")]
     assert findings(SUPERNODE, TOKEN="YES") == []
     assert findings(SUPERNODE, TOKEN="NO", FL_SUPERLINK_ADDRESS="h:1", FL_TLS_ENABLED="NO") == []
+
+
+@pytest.mark.parametrize(
+    ("use_case", "framework", "needed"),
+    [
+        ("image-classification", "pytorch", ""),
+        ("image-classification", "sklearn", ""),
+        ("none", "tensorflow", ""),
+        ("anomaly-detection", "sklearn", ""),
+        ("anomaly-detection", "pytorch", "sklearn"),
+        ("llm-fine-tuning", "tensorflow", "pytorch"),
+    ],
+)
+def test_x16_framework_of_the_use_case(use_case: str, framework: str, needed: str) -> None:
+    errors = [found for found in of_use_case(use_case, framework) if found.severity is ERROR]
+    assert len(errors) == bool(needed)
+    for error in errors:
+        assert (error.name, error.example) == ("ML_FRAMEWORK", needed)
+        for fact in (f"FL_USE_CASE={use_case}", f"ML_FRAMEWORK={needed}", f"is {framework}"):
+            assert fact in error.message
+
+
+def test_x17_a_language_model_wants_a_gpu() -> None:
+    [warning] = of_use_case("llm-fine-tuning", "pytorch")
+    assert (warning.severity, warning.name) == (WARNING, "FL_GPU_ENABLED")
+    assert of_use_case("llm-fine-tuning", "pytorch", FL_GPU_ENABLED="YES") == []
+
+
+def of_use_case(use_case: str, framework: str, **given: str) -> list[Finding]:
+    """What the rules say of a use case, of one that the table refuses for now as well."""
+    found = resolve(SUPERNODE, explicit={"ML_FRAMEWORK": framework, **given})
+    asked = Value(use_case, Source.EXPLICIT, is_set=True)
+    return check(SUPERNODE, {**found.values, "FL_USE_CASE": asked}, ())
 
 
 @pytest.mark.parametrize("name", ["FL_MIN_FIT_CLIENTS", "FL_MIN_EVALUATE_CLIENTS"])
@@ -148,10 +181,9 @@ def test_x14_static_address_without_ca(material: Material) -> None:
 @pytest.mark.parametrize("role", Role)
 def test_x23_a_probe_is_answered_before_the_next_one(role: Role) -> None:
     time, timeout = "FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT"
-    not_yet = [] if role is Role.PEER else [(WARNING, time), (WARNING, timeout)]
-    assert findings(role, **{time: "60", timeout: "60"}) == [*not_yet, (ERROR, timeout)]
-    assert findings(role, **{time: "30", timeout: "10"}) == not_yet
-    assert findings(role, **{time: "9", timeout: "3"}) == [*not_yet, (WARNING, time)]
+    assert findings(role, **{time: "60", timeout: "60"}) == [(ERROR, timeout)]
+    assert findings(role, **{time: "30", timeout: "10"}) == []
+    assert findings(role, **{time: "9", timeout: "3"}) == [(WARNING, time)]
 
 
 def test_x19_gpu_settings_without_gpu() -> None:

@@ -67,6 +67,7 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "FL_GATEWAY": ("YES", "never"),
     "FL_GATEWAY_CONNECTIONS": POSITIVE,
     "FL_GATEWAY_RATE": POSITIVE,
+    "FL_FIREWALL": BOOLEANS,
     "FL_SUPERLINK_PORT": ("80", *POSITIVE),
     "FL_NODE_KEYS": ("no base64!", "QUJD", base64.b64encode(b"ssh-ed25519 AAAA").decode()),
     "FL_ENROLMENT_TOKEN": ("onefed-short", "x" * 50, "onefed-" + "$" * 43),
@@ -160,6 +161,7 @@ def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
         "FL_GATEWAY",
         "FL_GATEWAY_CONNECTIONS",
         "FL_GATEWAY_RATE",
+        "FL_FIREWALL",
         "FL_SUPERLINK_PORT",
         "FL_APP_START",
         "FL_CERT_KEY_TYPE",
@@ -256,7 +258,6 @@ def test_a_run_config_key_has_one_owner() -> None:
     assert len(keys) == len(set(keys))
     assert RUN_CONFIG_NAMES["num-server-rounds"] == "FL_NUM_ROUNDS"
     assert RUN_CONFIG_NAMES["proximal-mu"] == "FL_PROXIMAL_MU"
-    assert "checkpoint-resume" not in RUN_CONFIG_NAMES
 
 
 def test_planned_use_case_is_refused_as_not_built_yet() -> None:

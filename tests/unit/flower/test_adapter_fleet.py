@@ -10,11 +10,14 @@ import importlib
 import importlib.util
 import inspect
 import operator
+import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import flwr
+import psutil
 import pytest
 
 FOLDER = Path(str(importlib.util.find_spec("onefed.flower").origin)).parent  # type: ignore[union-attr]
@@ -190,6 +193,13 @@ class TestContract:
         assert '"_message_id"' in source, "see flwr/app/metadata.py: the id has another name"
         assert "group_id.setter" in source, "see flwr/app/metadata.py: the group cannot be set"
 
+    def test_the_client_has_one_connection_pool_and_takes_another(self) -> None:
+        """Options of a socket are a matter of the pool, and Flower's client has none for them."""
+        module = importlib.import_module("flwr.supercore.protobuf.client")
+        source = inspect.getsource(module.ProtobufClient)
+        assert "self._client = httpx.Client(" in source
+        assert source.count("httpx.Client(") == 1
+
     @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
     def test_nothing_of_flower_is_used_that_the_contract_does_not_name(self, path: Path) -> None:
         held = {(module, name.partition(".")[0]) for module, name, *_ in (*CALLS, *FIELDS, *NAMES)}
@@ -258,6 +268,29 @@ class TestFleet:
 
         with pytest.raises(adapter_fleet.UnknownNodeError):
             fleet.pull(5)
+
+    def test_every_connection_has_the_probes_that_were_asked_for(
+        self, superlink_server: Any, key_file: Path
+    ) -> None:
+        from onefed.flower import adapter_fleet
+        from onefed.flower.node.keepalive import Keepalive
+        from onefed.tls import node_keys
+
+        options = Keepalive(time_s=30, timeout_s=9).socket_options()
+        key = node_keys.private_key(key_file)
+        fleet = adapter_fleet.Fleet(superlink_server.address, None, key, options)
+        fleet.register()
+        found = [
+            each
+            for each in psutil.Process().net_connections("tcp4")
+            if each.raddr and f"{each.raddr.ip}:{each.raddr.port}" == superlink_server.address
+        ]
+        assert found
+        for each in found:
+            with socket.socket(fileno=os.dup(each.fd)) as channel:
+                for level, name, value in options:
+                    assert channel.getsockopt(level, name) == value
+        fleet.close()
 
     def test_a_superlink_that_is_gone_is_worth_another_try(self, key_file: Path) -> None:
         from onefed.flower import adapter_fleet

@@ -23,6 +23,7 @@ from onefed.flower import adapter_fleet
 from onefed.flower.lifesign import LifeSign
 from onefed.flower.node import calls, forks
 from onefed.flower.node.health import Health
+from onefed.flower.node.keepalive import Keepalive
 from onefed.flower.node.loop import Limits, Node, Wake
 from onefed.flower.node.membership import Heart, Membership
 from onefed.flower.node.workers import Start, Workers
@@ -69,7 +70,10 @@ def _run(options: argparse.Namespace, workers: Workers, wake: Wake) -> int:
     folder = options.identity if options.root_certificates else options.identity / PLAIN_KEY
     key = node_keys.ensure(folder)
     fleet = adapter_fleet.Fleet(
-        options.superlink, options.root_certificates, node_keys.private_key(key.private_key_path)
+        options.superlink,
+        options.root_certificates,
+        node_keys.private_key(key.private_key_path),
+        Keepalive(options.keepalive_time, options.keepalive_timeout).socket_options(),
     )
     membership = Membership(
         fleet, options.superlink, folder / PRESENT, registers=options.root_certificates is None
@@ -95,7 +99,13 @@ def _run(options: argparse.Namespace, workers: Workers, wake: Wake) -> int:
     health = Health(
         options.host,
         options.port,
-        lambda: {"status": "ok", "connected": node.is_connected},
+        lambda: {
+            "status": "ok",
+            "connected": node.is_connected,
+            "working": node.is_working,
+            "messages": node.message_count,
+            "round": node.round_name,
+        },
     )
     try:
         heart.start()
@@ -121,6 +131,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=9094, help="of GET /health")
     parser.add_argument("--max-retries", type=int, metavar="N")
     parser.add_argument("--max-wait-time", type=float, metavar="SECONDS")
+    parser.add_argument("--keepalive-time", type=int, default=60, metavar="SECONDS")
+    parser.add_argument("--keepalive-timeout", type=int, default=20, metavar="SECONDS")
     parser.add_argument("--app-start", choices=list(Start), default=Start.AUTO)
     parser.add_argument("--drain-s", type=float, default=DRAIN_S_DEFAULT, metavar="SECONDS")
     return parser.parse_args(arguments)

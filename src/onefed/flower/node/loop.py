@@ -167,6 +167,11 @@ class Node:
         self._replied_s: float | None = None
         """When the last reply was sent."""
         self.is_connected = False
+        self.is_working = False
+        """A message is being received, worked on or replied to."""
+        self.message_count = 0
+        self.round_name = ""
+        """Of the last message."""
 
     def run(self) -> None:
         """Join, work until the node is stopped, leave.
@@ -203,6 +208,8 @@ class Node:
         if instruction is None:
             return self._polling.empty(self._clock())
         came_s = self._clock()
+        self.message_count += 1
+        self.round_name, self.is_working = instruction.round_name, True
         try:
             self._work(instruction)
         except RunOverError:
@@ -210,6 +217,8 @@ class Node:
         except FleetError as error:
             _LOG.error("Message %s: %s", instruction.message_id[:12], error.message)
             self._apologise(instruction, error)
+        finally:
+            self.is_working = False
         self._polling.messaged(came_s=came_s, now_s=self._clock())
         return self._polling.empty(self._clock())
 
