@@ -49,7 +49,7 @@ delete table inet {TABLE}
 table inet {TABLE} {{
   chain input {{
     type filter hook input priority filter; policy drop;
-    iif lo accept
+    iifname "lo" accept
     ct state established,related accept
     meta l4proto {{ icmp, ipv6-icmp }} accept
     udp sport 67 udp dport 68 accept comment "addresses by DHCP"
@@ -58,7 +58,7 @@ table inet {TABLE} {{
   }}
   chain output {{
     type filter hook output priority filter; policy accept;
-    oif lo accept
+    oifname "lo" accept
     tcp dport {{ {mail} }} reject with tcp reset comment "no mail"
   }}
   chain forward {{
