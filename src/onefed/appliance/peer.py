@@ -138,14 +138,16 @@ def _name(peer: Peer) -> str:
         )
 
     def take() -> tuple[str] | str:
-        earlier = gate.vm().attributes
-        if earlier.get(peers.CONTACT_CERTIFICATE) and earlier.get(peers.CONTACT_NAME):
-            # Whoever lost its disk has forgotten its votes, and must not vote under that name.
-            return (peers.successor(earlier[peers.CONTACT_NAME]),)
+        told = gate.vm().attributes
         found = discovery.claim_partition(gate, edge.vm_id, edge.sleep, peers.ROLE)
         if found is None:
             return "this machine is not among the service's peers yet"
-        return (peers.name_of_vm(edge.vm_id, found.id),)
+        first = peers.name_of_vm(edge.vm_id, found.id)
+        if not told.get(peers.CONTACT_CERTIFICATE):
+            return (first,)
+        # Whoever lost its disk has forgotten its votes, and must not vote under that name.
+        earlier = told.get(peers.CONTACT_NAME, "")
+        return (peers.successor(earlier if peers.is_of_vm(earlier, edge.vm_id) else first),)
 
     return _until(peer, take)[0]
 

@@ -73,6 +73,11 @@ def name_of_vm(vm_id: str, partition: int) -> str:
     return f"peer-{vm_id}-{partition}"
 
 
+def is_of_vm(name: str, vm_id: str) -> bool:
+    """Whether a machine has made this name for itself; whoever published it under that machine."""
+    return re.fullmatch(rf"(r[1-9][0-9]{{0,2}}-)?peer-{vm_id}-[0-9]{{1,5}}", name) is not None
+
+
 def successor(name: str) -> str:
     """The name under which a peer comes back that has lost its disk, and its promises with it."""
     match = _AGAIN.fullmatch(name)

@@ -114,6 +114,16 @@ def test_a_machine_with_a_new_disk_comes_as_somebody_else(cloud, new_peer) -> No
     assert after.partition == before.partition
 
 
+@pytest.mark.parametrize("hostile", ["../../etc/x-0", "peer-9999-0", "r1-" * 30 + "peer-0-0", "x"])
+def test_a_name_that_somebody_else_published_is_not_taken(cloud, new_peer, hostile: str) -> None:
+    """It would be a folder's name. The machine cannot tell what it lost, so it is somebody new."""
+    computer = new_peer(FL_PEER_FOUNDERS="1")
+    planted = {peers.CONTACT_NAME: hostile, peers.CONTACT_CERTIFICATE: "AAAA"}
+    cloud.model.update_attributes(computer.vm.vm_id, planted)
+    computer.boot()
+    assert told(computer).name == f"r1-peer-{computer.vm.vm_id}-0"
+
+
 def test_secrets_are_the_owners_from_the_first_byte(new_peer, open_umask) -> None:
     computer = new_peer(FL_PEER_FOUNDERS="1")
     computer.boot()
