@@ -23,6 +23,8 @@ READY_LIMIT_S = 60.0
 FORK_LIMIT_S = 5.0
 """A fork takes some 20 ms; a warm process that takes longer is ended."""
 
+PROGRAM = ("-m", "onefed.local.warm_server")
+
 ROOM = "-" * 2048
 """A command line so long that those of the programs have room in it (``forking.show_as``)."""
 
@@ -152,6 +154,9 @@ class Warm:
             child = self._children[said["pid"]] = Child(said["pid"])
             if self._forked is not None and not self._forked.done():
                 self._forked.set_result(child)
+        elif "refused" in said:
+            if self._forked is not None and not self._forked.done():
+                self._forked.set_exception(WarmError(said["refused"]))
         elif said["hazards"]:
             self._lose(f"It does not fork well: {', '.join(said['hazards'])}")
         elif self._is_ready is not None:
@@ -193,7 +198,7 @@ def start(environment: Mapping[str, str], folder: Path) -> Warm | None:
     with theirs:
         started = subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "onefed.local.warm_server"),
+                *(sys.executable, "-P", *PROGRAM),
                 *(str(theirs.fileno()), str(os.getpid()), ROOM),
             ],
             env=dict(environment),

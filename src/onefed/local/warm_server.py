@@ -79,7 +79,12 @@ def _serve(control: socket.socket) -> Request:
                 content, passed, _, _ = socket.recv_fds(control, DATAGRAM_BYTES_MAX, 1)
                 if not content:
                     os._exit(0)
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as error:  # too many processes: those that live go on
+                    os.close(passed[0])
+                    _say(control, refused=str(error))
+                    continue
                 if pid == 0:
                     forking.die_with_parent(signal.SIGKILL, server)
                     control.close()
@@ -92,7 +97,7 @@ def _serve(control: socket.socket) -> Request:
                 poll.register(watched, select.POLLIN)
                 _say(control, pid=pid)
     except OSError:
-        os._exit(0)  # nobody listens any more, or there are no more processes
+        os._exit(0)  # nobody listens any more
 
 
 def _bury(control: socket.socket, pid: int, descriptor: int) -> None:

@@ -123,6 +123,39 @@ def test_what_it_has_forked_dies_with_it_and_the_next_one_is_started_plainly(
     assert [restart.exit_code for restart in restarts] == [-signal.SIGKILL]
 
 
+REFUSES_ONCE = """
+import os, sys
+from onefed.local import warm_server
+
+forks, tried, server = os.fork, [], os.getpid()
+
+def fork():
+    tried.append(1)
+    if len(tried) == 2 and os.getpid() == server:
+        raise BlockingIOError("too many processes")
+    return forks()
+
+os.fork = fork
+sys.exit(warm_server.main(sys.argv[1:]))
+"""
+
+
+def test_where_no_process_more_is_allowed_those_that_live_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "PROGRAM", ("-c", REFUSES_ONCE))
+
+    async def scenario(it: warm.Warm) -> None:
+        lives = await it.spawn(living(tmp_path), programs.common({}), tmp_path, 2)
+        with pytest.raises(warm.WarmError, match="too many processes"):
+            await it.spawn(EXECUTOR, {}, tmp_path, 2)
+        assert await (await it.spawn(EXECUTOR, {}, tmp_path, 2)).wait() == 2
+        lives.terminate()
+        assert await lives.wait() == 0
+
+    run(scenario, tmp_path)
+
+
 def test_one_that_is_stopped_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(it: warm.Warm) -> None:
         assert await (await it.spawn(EXECUTOR, {}, tmp_path, 2)).wait() == 2
