@@ -28,10 +28,9 @@ BUGS = """## Bugs found, by what
 | reading Flower after that | The same with a reply that it gave out to the ServerApp |
 | SuperLink killed by `bench/restarts.py` | It had taken a part of a message as it died, and \
 refused it when it was sent again: the run was over, or a node waited for the other parts |
-
-Open: on 26 November a federation of seven pauses in a row ended before the campaign had seen the \
-announcement of its last round, so all seven are bad, with equal digests. And it took 59 s from \
-the pause of the SuperExec in *saving* to the next round. Neither was looked into yet.
+| SuperLink killed in *sampling* (this table, a bad cell of 26 November) | Nodes that joined again \
+were asked twice; the second message came to be trained when its round was over and announced. A \
+node gives its last answer again now |
 """
 
 

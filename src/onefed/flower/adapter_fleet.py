@@ -16,7 +16,7 @@ import hashlib
 import logging
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,8 @@ class Instruction:
     message_type: str
     round_name: str
     """Flower's group id: the round, where the ServerApp says so."""
+    repeats: bool
+    """It comes from a round loop that asks again only where an answer may be lost."""
     object_ids: tuple[str, ...]
     """SHA-256 of the parts of its content, every part after those that it is made of."""
     expires_at_s: float
@@ -271,6 +273,7 @@ class Fleet:
             message_id=proto.metadata.message_id,
             message_type=proto.metadata.message_type,
             round_name=proto.metadata.group_id.removesuffix(packing.OFFER),
+            repeats=proto.metadata.group_id.endswith(packing.OFFER),
             object_ids=tuple(dict.fromkeys(part.object_id for part in iterate_object_tree(tree))),
             expires_at_s=proto.metadata.created_at + proto.metadata.ttl,
             message=proto.SerializeToString(),
@@ -403,6 +406,16 @@ def error_answer(instruction: Instruction, code: int, reason: str) -> Answer:
     """The reply to a message that no app has answered."""
     message = message_from_proto(ProtoMessage.FromString(instruction.message))
     return _pack(Message(Error(code, reason), reply_to=message), None)
+
+
+def answer_again(instruction: Instruction, answer: Answer) -> Answer:
+    """What the app has answered to another message, as the reply to this one."""
+    given = ProtoMessage.FromString(answer.message).metadata.message_id
+    reply = inflate_object_from_contents(given, dict(answer.objects))
+    assert isinstance(reply, Message), "it is on top of its parts"
+    message = message_from_proto(ProtoMessage.FromString(instruction.message))
+    packed = _pack(Message(reply.content, reply_to=message), None)
+    return replace(packed, context=answer.context)
 
 
 def load(app: AppReference, fab: bytes) -> ClientApp:

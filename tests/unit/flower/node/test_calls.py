@@ -20,6 +20,7 @@ def instruction(number: int) -> Instruction:
         message_id=f"{number:064x}",
         message_type="train",
         round_name=str(number),
+        repeats=False,
         object_ids=(),
         expires_at_s=0.0,
         message=b"",

@@ -18,6 +18,7 @@ ORDER = Instruction(
     message_id="ab" * 32,
     message_type="train",
     round_name="1",
+    repeats=False,
     object_ids=(),
     expires_at_s=1e12,
     message=b"",

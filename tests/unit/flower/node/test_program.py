@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from onefed.flower import packing
+
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(120)]
 
 APP_NOT_LOADED, APP_RAISED, APP_CRASHED, NODE_UNAVAILABLE = 1, 2, 8, 5
@@ -66,6 +68,26 @@ def test_an_app_is_imported_once_and_every_message_has_a_process_of_its_own(
     assert node.process.wait() == 0
     assert world.status(node.node_id) == "offline"
     world.until(lambda: not world.processes())
+
+
+def test_the_same_question_of_our_round_loop_gets_the_same_answer_and_trains_nothing(
+    world_with: Callable[[str], Any], apps: Any
+) -> None:
+    """It asks again where an answer may be lost; where it was not, the round is over by now."""
+    world = world_with(apps.CLIENT)
+    node = world.start()
+
+    def facts(group: str) -> dict[str, Any]:
+        content = world.answer(world.ask(node.node_id, group=group)).content
+        return dict((packing.unpack(content) or content)["facts"])
+
+    once, again, later = (facts(f"{number}{packing.OFFER}") for number in (1, 1, 2))
+    assert again == once
+    assert (once["count"], later["count"]) == (1, 2)
+    [calls] = (world.folder / "node").rglob("calls.jsonl")
+    assert [json.loads(line)["round"] for line in calls.read_text().splitlines()] == ["1", "2"]
+    # A ServerApp of another kind may mean it.
+    assert [facts("3")["count"] for _ in range(2)] == [3, 4]
 
 
 @pytest.mark.parametrize(("client", "code"), [("BROKEN", APP_RAISED), ("EXITING", APP_CRASHED)])
