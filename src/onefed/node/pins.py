@@ -8,7 +8,7 @@ So it is told only what has changed, and only once those that were told before h
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,12 +30,16 @@ class Pins:
         self,
         identity: MemberIdentity,
         contacts: Callable[[], Mapping[NodeId, Contact]],
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], object] | None = None,
     ) -> None:
-        """``contacts`` are asked in any thread."""
+        """
+        Args:
+            contacts: asked in any thread.
+            pause: None: not ``time.sleep``, which libfaketime breaks; the campaigns step clocks so.
+        """
         self._identity = identity
         self._contacts = contacts
-        self._pause = pause
+        self._pause = pause or threading.Event().wait
         self._told = self._trusted()
 
     def credentials(self) -> Any:
