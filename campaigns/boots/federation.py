@@ -15,7 +15,7 @@ from onefed.local.cloud import variables_of
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import ServiceModel
 
-from . import network
+from . import cgroups, network
 from .machine import Machine, wait_for
 
 READY_LIMIT_S = 120.0
@@ -34,6 +34,7 @@ class Federation:
             numbers: gives addresses to machines; no two on the bridge have the same.
             baked: what ``engine.bake`` made, where the runtime is Docker.
         """
+        cgroups.forget()
         self._baked = baked
         self.model = ServiceModel("1", folder.name)
         self.machines: list[Machine] = []
