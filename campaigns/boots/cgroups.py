@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-ROOT = Path("/sys/fs/cgroup")
+HIERARCHIES = tuple(Path("/sys/fs/cgroup", name) for name in ("", "unified", "systemd"))
 
 
 def forget() -> None:
     """Remove those of machines that are off. Only while none is on."""
-    for top in (*ROOT.glob("payload"), *ROOT.glob("*/payload")):
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = {line.split(":", 2)[2].lstrip("/") for line in lines}
+    for top in (root / path / "payload" for root in HIERARCHIES for path in own):
         for folder in sorted(top.rglob("*/"), reverse=True):
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -143,8 +143,9 @@ def _give(state: State) -> None:
     if lacking <= 0:
         state.stash_at_s = NEVER
         return
-    lack = [node for node in others if node not in state.kept_by]
-    asked = [node for node in lack if state.heard_s.get(node) != -NEVER]  # the rest are gone
+    asked = [node for node in others if node not in state.kept_by]
+    # Those that are gone come last, and are asked all the same: who says nothing is not heard.
+    asked.sort(key=lambda node: state.heard_s.get(node) == -NEVER)
     first = state.stash_tries // 2 % max(1, len(asked))
     asked = (asked[first:] + asked[:first])[:lacking]
     for node in asked:
@@ -153,7 +154,7 @@ def _give(state: State) -> None:
         state.send(node, Data(replace(parcel, base="") if whole else parcel))
     state.stash_tries += 1
     if state.stash_tries == TRIES_TOLD:
-        who = ", ".join(asked or lack[:lacking])
+        who = ", ".join(asked)
         state.notice("not_stashed", f"round {parcel.round_number} is not kept by {who} yet")
     state.stash_at_s = state.now_s + state.settings.join_s
 
