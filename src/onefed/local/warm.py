@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,33 @@ ROOM = "-" * 2048
 """A command line so long that those of the programs have room in it (``forking.show_as``)."""
 
 
+REQUEST_BYTES_MAX = 131_072
+"""An argument array and a whole environment."""
+
+ANSWER_BYTES_MAX = 65_536
+
+
 class WarmError(Exception):
     """It cannot fork: the program is started as any other."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A program that is to be started."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    """All of it."""
+    folder: str
+
+    def to_bytes(self) -> bytes:
+        """As it is sent."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def of(cls, content: bytes) -> Request:
+        """As it was sent."""
+        return cls(**json.loads(content))
 
 
 class Child:
@@ -98,16 +124,12 @@ class Warm:
         Raises:
             WarmError: it cannot be forked.
         """
-        request = {
-            "argv": list(argv),
-            "environment": dict(environment),
-            "folder": str(folder),
-        }
+        request = Request(list(argv), dict(environment), str(folder))
         async with self._turn:
             try:
                 await asyncio.wait_for(self._ready(), READY_LIMIT_S)
                 self._forked = asyncio.get_running_loop().create_future()
-                socket.send_fds(self._channel, [json.dumps(request).encode()], [log])
+                socket.send_fds(self._channel, [request.to_bytes()], [log])
                 return await asyncio.wait_for(self._forked, FORK_LIMIT_S)
             except (OSError, TimeoutError) as error:
                 self._lose(f"It does not answer: {error}")
@@ -135,16 +157,16 @@ class Warm:
 
     def _hear(self) -> None:
         try:
-            content = self._channel.recv(65_536)
+            content = self._channel.recv(ANSWER_BYTES_MAX)
         except BlockingIOError:
             return
         except OSError as error:
-            content = b""
             self._lose(str(error))
-        if not content:
-            self._lose("It has ended.")
             return
-        self._take(json.loads(content))
+        if content:
+            self._take(json.loads(content))
+        else:
+            self._lose("It has ended.")
 
     def _take(self, said: Mapping[str, Any]) -> None:
         if "ended" in said:

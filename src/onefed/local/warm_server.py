@@ -19,35 +19,17 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from onefed.appliance import guest
 from onefed.flower import forking, programs
 from onefed.local import warm
 
-DATAGRAM_BYTES_MAX = 131_072
-"""Of a request: an argument array and a whole environment."""
-
 GUEST = "onefed.appliance.guest"
 
 SHOWN = (sys.executable, "-P", "-m", "onefed.local.warm_server")
 """What ``ps`` shows of a warm process."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A program that is to be started."""
-
-    argv: Sequence[str]
-    environment: Mapping[str, str]
-    """All of it."""
-    folder: str
-
-    def to_bytes(self) -> bytes:
-        """As it is sent."""
-        return json.dumps(asdict(self)).encode()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     return _become(_serve(control))
 
 
-def _serve(control: socket.socket) -> Request:
+def _serve(control: socket.socket) -> warm.Request:
     """The life of a warm process; returns in each forked one, with what it is to be."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # its end is that of its parent
@@ -76,7 +58,7 @@ def _serve(control: socket.socket) -> Request:
                     poll.unregister(descriptor)
                     _bury(control, children.pop(descriptor), descriptor)
                     continue
-                content, passed, _, _ = socket.recv_fds(control, DATAGRAM_BYTES_MAX, 1)
+                content, passed, _, _ = socket.recv_fds(control, warm.REQUEST_BYTES_MAX, 1)
                 if not content:
                     os._exit(0)
                 try:
@@ -106,7 +88,7 @@ def _bury(control: socket.socket, pid: int, descriptor: int) -> None:
     _say(control, ended=pid, status=os.waitstatus_to_exitcode(status))
 
 
-def _take(content: bytes, log: int) -> Request:
+def _take(content: bytes, log: int) -> warm.Request:
     """In a forked process: be like one that was just started."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -116,10 +98,10 @@ def _take(content: bytes, log: int) -> Request:
         os.dup2(source, descriptor)
     os.close(nowhere)
     os.close(log)
-    return Request(**json.loads(content))
+    return warm.Request.of(content)
 
 
-def _become(request: Request) -> int:
+def _become(request: warm.Request) -> int:
     os.chdir(request.folder)
     kept = {name: text for name, text in os.environ.items() if name.startswith("GRPC_")}
     os.environ.clear()  # but for what Flower's import has set
