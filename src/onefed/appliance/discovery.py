@@ -11,10 +11,14 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from onefed.appliance import partitions
 from onefed.appliance.failures import KnownFailureError
+from onefed.errors import OnefedError
 from onefed.opennebula import onegate
+
+Found = TypeVar("Found")
 
 STANDARD_WAIT_S = 10.0
 STANDARD_TRIES = 30
@@ -93,22 +97,49 @@ def discover(
         onegate.NotAuthorizedError: the token is wrong; trying again would not help.
         DiscoveryError: ``waits`` ran out.
     """
-    for attempt in itertools.count(1):
+    return until(
+        lambda: _look(gate),
+        waits=waits,
+        sleep=sleep,
+        on_try=on_try,
+        give_up=lambda tries, found: DiscoveryError(
+            f"No SuperLink was ready after {tries} tries: {found}.",
+            hint="Look at the SuperLink's boot log, or set FL_SUPERLINK_ADDRESS=host:port.",
+        ),
+    )
+
+
+def until(
+    attempt: Callable[[], Found | str],
+    *,
+    waits: Iterator[float],
+    sleep: Callable[[float], None],
+    on_try: Callable[[int, str], None],
+    give_up: Callable[[int, str], OnefedError],
+) -> Found:
+    """Try until something other than a finding, which is a text, comes.
+
+    Args:
+        on_try: told the number and the finding of every try that failed.
+        give_up: makes the error for when ``waits`` ran out, of the number and the last finding.
+
+    Raises:
+        onegate.NotAuthorizedError: the token is wrong; trying again would not help.
+        OnefedError: that of ``give_up``.
+    """
+    for number in itertools.count(1):
         try:
-            found = _look(gate)
+            found = attempt()
         except onegate.NotAuthorizedError:
             raise
         except onegate.OneGateError as error:
             found = error.message
-        if isinstance(found, SuperLink):
+        if not isinstance(found, str):
             return found
-        on_try(attempt, found)
+        on_try(number, found)
         wait_s = next(waits, None)
         if wait_s is None:
-            raise DiscoveryError(
-                f"No SuperLink was ready after {attempt} tries: {found}.",
-                hint="Look at the SuperLink's boot log, or set FL_SUPERLINK_ADDRESS=host:port.",
-            )
+            raise give_up(number, found)
         sleep(wait_s)
     raise AssertionError("itertools.count does not end")
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from onefed import context
+from onefed.appliance import discovery
 from onefed.appliance.failures import KnownFailureError
 from onefed.context import PeerContact
 from onefed.context.peers import FOUNDERS_MAX, NAME
@@ -214,25 +214,17 @@ def until(
         onegate.NotAuthorizedError: the token is wrong; trying again would not help.
         PeersNotFoundError: ``waits`` ran out.
     """
-    for number in itertools.count(1):
-        try:
-            found = attempt()
-        except onegate.NotAuthorizedError:
-            raise
-        except onegate.OneGateError as error:
-            found = error.message
-        if not isinstance(found, str):
-            return found
-        on_try(number, found)
-        wait_s = next(waits, None)
-        if wait_s is None:
-            raise PeersNotFoundError(
-                f"No group of peers after {number} tries: {found}.",
-                hint="Look at the boot logs of the other peers; FL_PEER_FOUNDERS is at most the "
-                "number of peers of the service.",
-            )
-        sleep(wait_s)
-    raise AssertionError("itertools.count does not end")
+    return discovery.until(
+        attempt,
+        waits=waits,
+        sleep=sleep,
+        on_try=on_try,
+        give_up=lambda tries, found: PeersNotFoundError(
+            f"No group of peers after {tries} tries: {found}.",
+            hint="Look at the boot logs of the other peers; FL_PEER_FOUNDERS is at most the "
+            "number of peers of the service.",
+        ),
+    )
 
 
 def waits(jitter: Callable[[], float]) -> Iterator[float]:
