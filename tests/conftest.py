@@ -28,6 +28,12 @@ def systemd_analyze() -> str:
     return _found(shutil.which("systemd-analyze"), "systemd-analyze", "systemd")
 
 
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """Path of the real promtool."""
+    return _found(shutil.which("promtool"), "promtool", "prometheus")
+
+
 def _found(path: str | None, program: str, package: str) -> str:
     if path is not None:
         return path

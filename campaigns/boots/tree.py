@@ -31,6 +31,7 @@ VENV = "/opt/onefed"
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "iproute2", "logrotate", "ca-certificates", "curl"),
     *("python3", "python3-venv", "nginx-light", "docker.io", "iptables", "nftables"),
+    "docker-registry",  # what an engine pulls another version of Flower from
 )
 MIRRORS = {
     "{suite}": "http://deb.debian.org/debian",
@@ -178,8 +179,9 @@ def _finish(tree: Path, agent: bytes) -> None:
         if line not in place.read_text():
             place.write_text(place.read_text() + line)
     # nginx serves a page of Debian's on port 80: ours is started by a unit of its own. The engine
-    # is enabled where it is used.
-    for name in ("nginx.service", "docker.service", "containerd.service", "docker.socket"):
+    # and its registry are enabled where they are used.
+    engine = ("docker.service", "containerd.service", "docker.socket", "docker-registry.service")
+    for name in ("nginx.service", *engine):
         for place in (tree / "etc/systemd/system").glob(f"*.wants/{name}"):
             place.unlink()
     place = tree / "usr/sbin/guest-agent"

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from campaigns.boots import benchmark, search, tree
 from campaigns.boots.federation import Federation
@@ -27,6 +28,7 @@ def federation(deploy) -> Iterator[Federation]:
             "FL_NUM_ROUNDS": "2",
             "FL_CHECKPOINT_ENABLED": "YES",
             "FL_CHECKPOINT_PATH": "/app/exports",
+            "FL_METRICS_ENABLED": "YES",
         }
     )
     yield found
@@ -42,6 +44,8 @@ def test_containers_train_over_tls(federation: Federation) -> None:
     wait_for(
         lambda: (coordinator.paths.checkpoints / "checkpoint_round_2.npz").exists(), 10, "an export"
     )
+    page = httpx.get(f"http://{coordinator.record.ip}:9101/metrics", trust_env=False)
+    assert "fl_checkpoint_saved_total 1.0" in page.text
 
 
 def test_no_secret_is_where_others_could_read_it(federation: Federation) -> None:

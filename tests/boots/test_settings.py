@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 from campaigns.boots import network, search
 from campaigns.boots.federation import Federation, last_saved
+from campaigns.boots.machine import wait_for
+from prometheus_client import parser
 
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
 from onefed.context import Role
-from onefed.tls import authority, names, pem
+from onefed.tls import authority, material, names, pem
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
 
@@ -48,7 +51,14 @@ AROUND = {
     "FL_GATEWAY_CONNECTIONS": "64",
     "FL_GATEWAY_RATE": "300",
     "FL_ROUND_TIMEOUT": "120",
+    "FL_METRICS_ENABLED": "YES",
+    "FL_METRICS_PORT": "9201",
 }
+
+CURL_TIMEOUT = 28
+
+ELSEWHERE = "192.0.2.7"
+"""An address outside of the machines' network."""
 
 ADDRESSES_MAX = 40
 """Of all machines of this run: the operator's certificate is there before its machine."""
@@ -113,11 +123,50 @@ def test_settings_are_in_effect(told: Told) -> None:
     assert {row["client"] for row in listed} == {"0", "1"}
 
 
+def test_the_machines_own_network_and_nobody_else_may_ask_for_metrics(told: Told) -> None:
+    federation, coordinator = told.federation, told.federation.coordinator
+    federation.wait_until_trained()
+    address = coordinator.record.ip
+
+    def look() -> dict[str, float]:
+        text = httpx.get(f"http://{address}:9201/metrics", trust_env=False).text
+        return {
+            sample.name: sample.value
+            for family in parser.text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    # The supervisor says that a run is complete a moment after its last round.
+    wait_for(lambda: look()["fl_training_status"] == 2, 30, "a run that is complete")
+    held = look()
+    assert (held["fl_round_current"], held["fl_round_total"]) == (2, 2)
+    assert (held["fl_round_duration_seconds_count"], held["fl_clients_connected"]) == (2, 2)
+    assert held["fl_checkpoint_saved_total"] == 2
+    expiries = material.ends(coordinator.paths.certificates)
+    assert held["onefed_certificate_expiry_timestamp_seconds"] in {
+        end.timestamp() for end in expiries.values()
+    }
+    node = federation.nodes[0]
+    node.output("ip", "address", "add", f"{ELSEWHERE}/32", "dev", "lo")
+    coordinator.output("ip", "route", "add", ELSEWHERE, "via", node.record.ip)
+    asks = ("curl", "--silent", "--fail", "--max-time", "2", "--output", "/dev/null")
+    asks = (*asks, f"http://{address}:9201/metrics")
+    node.output(*asks)
+    assert node.run(*asks, "--interface", ELSEWHERE).returncode == CURL_TIMEOUT
+    coordinator.output("nft", "insert", "rule", "inet", "onefed", "input", "tcp dport 9201 accept")
+    node.output(*asks, "--interface", ELSEWHERE)
+    coordinator.output("systemctl", "reload", "flower-firewall.service")
+
+
 def test_no_secret_is_where_others_could_read_it(told: Told) -> None:
     needles = {
         **search.spelled(told.planted),
         **search.own_secrets(told.federation.machines),
     }
+    page = httpx.get(
+        f"http://{told.federation.coordinator.record.ip}:9201/metrics", trust_env=False
+    )
+    assert search.names_in(page.content, needles) == []
     assert len(needles) >= 12
     assert search.everywhere(told.federation.machines, needles) == []
     published = [vm.user_template for vm in told.federation.model.snapshot().vms.values()]

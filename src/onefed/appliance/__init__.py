@@ -13,6 +13,7 @@ frameworks   which machine-learning framework a node has
 activity     what a node does, told to OneGate as it changes
 earlier_run  the run of exported checkpoints, gone on with by a new coordinator
 gpu_use      which GPUs a node trains on, and their metrics
+metrics      what Prometheus asks a coordinator; ``metrics_use``: whether and where it is answered
 partitions   which part of the data a node trains: claims that survive older nodes
 programs     the command line and environment of each program of a machine
 gateway      nginx in front of the SuperLink: its configuration, made and checked

@@ -157,7 +157,7 @@ CLASSES: tuple[FailureClass, ...] = (
     FailureClass(
         "version",
         "another version of Flower cannot be pulled",
-        "SN-10",
+        "SL-10, SN-10",
         None,
         None,
         "the baked one runs",
@@ -194,9 +194,22 @@ CLASSES: tuple[FailureClass, ...] = (
         None,
         "everything is let in: nft --check --file /opt/flower/config/firewall.nft",
     ),
+    FailureClass(
+        "metrics",
+        "FL_METRICS_PORT is in use, or the exporter does not answer",
+        "SL-10a",
+        None,
+        None,
+        "there are none: set another FL_METRICS_PORT, or look at metrics.log",
+    ),
     FailureClass("gpu", "there is no GPU", "SN-09", None, None, "training runs on the CPU"),
     FailureClass(
-        "gpu metrics", "their exporter cannot start", "SN-14a", None, None, "there are none"
+        "gpu metrics",
+        "the exporter of GPU metrics cannot start",
+        "SN-14a",
+        None,
+        None,
+        "there are none",
     ),
 )
 """In the order of the steps, first those that stop a boot."""

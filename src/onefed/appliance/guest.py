@@ -256,6 +256,9 @@ class Guest:
     def _on_restart(self, restart: Restart) -> None:
         if restart.given_up:
             log = self._paths.logs / f"{restart.program}.log"
+            if restart.is_beside:
+                self._warn(f"{restart.program} keeps dying and was given up. Its log is {log}.")
+                return
             self._died = surroundings.ProgramDiedError(
                 f"{restart.program} keeps dying and was given up.", hint=f"Its log is {log}."
             )

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import machine, peer_state, programs
+from onefed.appliance import machine, metrics, peer_state, programs
 from onefed.appliance.paths import Paths
 from onefed.tls import material
 
@@ -41,9 +41,12 @@ def look(
     if role is context.Role.PEER:
         found = peer_state.look(paths, facts.get("peer_name", ""), now)
         return [Check("peer", found.takes_part, str(found))]
+    exporter: list[Check] = []
     if role is context.Role.SUPERLINK:
         chosen = context.superlink_settings(resolution)
         address, tls = programs.loopback_address(chosen), chosen.tls_enabled
+        if chosen.metrics_enabled:
+            exporter = [_metrics(facts.get("address", ""), chosen.metrics_port)]
     else:
         port = facts.get("runtime_port")
         if port is None:
@@ -56,7 +59,7 @@ def look(
     checks = [Check(role.value, answers, f"GET /health on {address}")]
     if tls:
         checks += expiry(paths.certificates, now)
-    return checks
+    return [*checks, *exporter]
 
 
 def expiry(folder: Path, now: datetime) -> list[Check]:
@@ -70,6 +73,12 @@ def expiry(folder: Path, now: datetime) -> list[Check]:
         )
         for name, ends_in_days in days_left(folder, now).items()
     ]
+
+
+def _metrics(address: str, port: int) -> Check:
+    """Nobody is unhealthy for want of them."""
+    served = metrics.is_served(address, port)
+    return Check("metrics", served, f"GET /metrics on {address}:{port}", decides=False)
 
 
 def days_left(folder: Path, now: datetime) -> Mapping[str, int]:

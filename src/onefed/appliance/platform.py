@@ -122,6 +122,10 @@ class Platform(Protocol):
         """
         ...
 
+    def retire(self, name: str) -> bool:
+        """What an earlier context asked for is stopped and gone; True when there was something."""
+        ...
+
     def why(self, name: str) -> str:
         """What is known about the death of a program; empty: nothing."""
         ...
@@ -165,6 +169,11 @@ class Processes:
     def activity(self) -> Outcome:
         """No unit."""
         return skipped("no systemd: whoever keeps this machine tells it")
+
+    def retire(self, name: str) -> bool:
+        """A machine that was told something else starts anew as a whole."""
+        del name
+        return False
 
     def why(self, name: str) -> str:
         """Its log says it."""
@@ -301,6 +310,17 @@ class Systemd:
         self._must("systemctl", "start", units.ACTIVITY)
         return done(f"{units.ACTIVITY} runs")
 
+    def retire(self, name: str) -> bool:
+        """Stop its unit and remove it, with its description."""
+        unit = units.name(name, self.role)
+        place = self.paths.units / unit
+        if not place.exists():
+            return False
+        self._must("systemctl", "disable", "--now", unit)
+        place.unlink()
+        description.path(self.paths.programs, name).unlink(missing_ok=True)
+        return True
+
     def why(self, name: str) -> str:
         """The exit code of its main process, and what that means."""
         unit = units.name(name, self.role)
@@ -312,7 +332,7 @@ class Systemd:
         """Describe a program, and have systemd run it from now on and after every boot."""
         files.make_folder(self.paths.logs)
         files.make_folder(self.paths.programs)
-        if self.runtime is Runtime.DOCKER:
+        if self.in_containers and not program.is_beside:
             for mount in self._mounts():  # a bind mount needs something to bind
                 if not mount.path.exists():
                     files.make_folder(mount.path)
@@ -352,7 +372,7 @@ class Systemd:
             self._must("systemctl", "stop", units.name(name, self.role))
 
     def _description(self, program: Program) -> Description:
-        if self.runtime is Runtime.PROCESS:
+        if self.runtime is Runtime.PROCESS or program.is_beside:
             return description.of(program)
         return container.description(
             program,

@@ -74,6 +74,9 @@ class Program:
     """It makes this file as soon as it does its work (``ONEFED_WORKED_FILE`` names it)."""
     worked_port: int | None = None
     """It does its work as soon as it takes connections on this port of 127.0.0.1."""
+    is_beside: bool = False
+    """No part of training: it runs on the machine itself, in a container never, it writes nothing,
+    and the machine goes on without it."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Restart:
     delay_s: float
     """Until the next start, if there is one."""
     given_up: bool
+    is_beside: bool = False
+    """The machine goes on without it."""
 
 
 class Process(Protocol):
@@ -187,7 +192,9 @@ class ProcessRuntime:
             if worked:
                 delay_s = RESTART_DELAY_WORKED_S
             given_up = deaths >= EARLY_DEATHS_MAX + program.early_deaths_more
-            self._on_restart(Restart(program.name, exit_code, attempt, delay_s, given_up))
+            self._on_restart(
+                Restart(program.name, exit_code, attempt, delay_s, given_up, program.is_beside)
+            )
             if given_up:
                 return
             await asyncio.sleep(delay_s)

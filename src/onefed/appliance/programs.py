@@ -46,6 +46,10 @@ SUPERNODE_EARLY_DEATHS_MORE = 6
 ends at each refusal; with the growing pauses so many starts take more than a minute longer."""
 
 
+METRICS = "metrics"
+METRICS_STOP_S = 2.0
+"""It has nothing to finish."""
+
 PEER_STOP_S = 10.0
 """It ends its training process and closes its connections; what it has promised is on disk."""
 
@@ -170,6 +174,24 @@ def superlink(
     )
     wanted = {"superexec": separate, "gateway": settings.gateway}
     return tuple(program for program in made if wanted.get(program.name, True))
+
+
+def metrics(
+    settings: SuperLinkSettings, paths: Paths, base: Mapping[str, str], *, address: str
+) -> Program:
+    """What serves the coordinator's metrics.
+
+    Args:
+        address: of the machine, on its own network.
+    """
+    argv = [
+        *(sys.executable, "-P", "-m", "onefed.appliance.metrics"),
+        *("--address", address, "--port", str(settings.metrics_port)),
+        *("--events", base["ONEFED_EVENTS"]),
+        *("--certificates", str(paths.certificates)),
+        *("--strategy", settings.strategy, "--rounds", str(settings.num_rounds)),
+    ]
+    return replace(_program(METRICS, argv, base, paths, METRICS_STOP_S), is_beside=True)
 
 
 def gateway_command(paths: Paths) -> list[str]:

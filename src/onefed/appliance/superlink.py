@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from onefed import context
-from onefed.appliance import earlier_run, firewall, gateway, machine, programs
+from onefed.appliance import earlier_run, firewall, gateway, machine, metrics_use, programs
 from onefed.appliance.machine import Edge
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -302,6 +302,10 @@ def _start(link: SuperLink) -> Outcome:
     return done(f"started {', '.join(started)} on {programs.loopback_address(link.chosen)}")
 
 
+def _metrics(link: SuperLink) -> Outcome:
+    return metrics_use.start(link.edge, link.chosen)
+
+
 def _health(link: SuperLink) -> Outcome:
     edge = link.edge
     address = programs.loopback_address(link.chosen)
@@ -367,12 +371,14 @@ def _start_script(_link: SuperLink) -> Outcome:
 
 
 def _unit(link: SuperLink) -> Outcome:
-    return link.edge.platform.units(all_programs(link))
+    beside = metrics_use.program(link.edge, link.chosen)
+    return link.edge.platform.units([*all_programs(link), *beside])
 
 
 def _firewall(link: SuperLink) -> Outcome:
     chosen = link.chosen
     served = [firewall.Opening(chosen.fleet_port, "nodes")] if chosen.gateway else []
+    served += metrics_use.openings(link.edge, chosen)
     return machine.firewall(link.edge, served if chosen.firewall else None)
 
 
@@ -393,9 +399,10 @@ STEPS: tuple[Step[SuperLink], ...] = (
     Step("SL-07a", "TLS setup", _C, "certificates are generated, or the operator's used", _tls),
     Step("SL-07b", "Gateway", _C, "nginx's configuration is made and checked", _gateway),
     Step("SL-08", "Unit file", _C, "systemd units", _unit),
-    Step("SL-08a", "Firewall", _C, "ssh and the Fleet port are let in, nothing else", _firewall),
+    Step("SL-08a", "Firewall", _C, "ssh, Fleet and metrics are let in, nothing else", _firewall),
     Step("SL-09", "Wait for Docker", _B, "the container engine answers", _docker),
     Step("SL-10", "Start", _B, "SuperLink, SuperExec, supervisor and gateway run", _start),
+    Step("SL-10a", "Metrics", _B, "the exporter answers, where it was asked for", _metrics),
     Step("SL-11", "Health check", _B, "SuperLink and gateway answer over TLS", _health),
     Step("SL-12", "Publish", _B, "attributes in OneGate, FL_READY last", _publish),
     Step("SL-13", "Report ready", _P, "READY=YES opens the deployment gate", _ready),

@@ -97,6 +97,10 @@ _DOCKER = (
 container has its own limits (``container``)."""
 
 
+_BESIDE = ("ProcSubset=pid", "MemoryDenyWriteExecute=yes")
+"""Of a program that only tells."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """One unit file."""
@@ -314,6 +318,7 @@ def _service(
     after: Sequence[str],
 ) -> Unit:
     label = name(program.name, role).removesuffix(".service")
+    runtime = Runtime.PROCESS if program.is_beside else runtime
     in_docker = runtime is Runtime.DOCKER
     needs = ["docker.service"] if in_docker else []
     watched = [name(program.watches, role)] if program.watches else []
@@ -321,6 +326,7 @@ def _service(
     beside = [] if after else [farewell_name(moment, role) for moment in FAREWELLS[role]]
     beside += [ACTIVITY] if role is Role.SUPERNODE and not after else []
     writable = [paths.flower_home, paths.logs, *_own_folders(role, paths)]
+    may_write = [f"ReadWritePaths={' '.join(f'-{each}' for each in writable)}"]
     text = _sections(
         Unit=(
             f"Description=onefed {role}: {program.name}",
@@ -348,8 +354,9 @@ def _service(
             "KillSignal=SIGTERM",
             f"StandardOutput=append:{paths.logs}/{program.name}.log",
             "StandardError=inherit",
-            *([] if in_docker else [f"ReadWritePaths={' '.join(f'-{each}' for each in writable)}"]),
+            *([] if in_docker or program.is_beside else may_write),
             *_hardening(runtime, devices=role is Role.SUPERNODE),
+            *(_BESIDE if program.is_beside else ()),
             # Behind PrivateUsers even a process of the same user counts as another's.
             *(["ProtectProc=default"] if watched and not in_docker else []),
         ),

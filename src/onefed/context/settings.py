@@ -99,6 +99,10 @@ class SuperLinkSettings:
     """Whether a machine without a run takes that of the exports (FL_CHECKPOINT_RESUME)."""
     checkpoint_path: str
     """Absolute folder as a container sees it; on the host it is another (FL_CHECKPOINT_PATH)."""
+    metrics_enabled: bool
+    """Whether a monitoring system can ask how training goes (FL_METRICS_ENABLED)."""
+    metrics_port: int
+    """Where it asks, 1024 to 65535 (FL_METRICS_PORT)."""
     log_level: str
     """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR`` (FL_LOG_LEVEL)."""
     log_format: str
@@ -245,6 +249,8 @@ def superlink_settings(resolution: Resolution) -> SuperLinkSettings:
         checkpoint_keep_every=read.required("FL_CHECKPOINT_KEEP_EVERY", int),
         checkpoint_resume=read.required("FL_CHECKPOINT_RESUME", bool),
         checkpoint_path=read.required("FL_CHECKPOINT_PATH", str),
+        metrics_enabled=read.required("FL_METRICS_ENABLED", bool),
+        metrics_port=read.required("FL_METRICS_PORT", int),
         log_level=read.required("FL_LOG_LEVEL", str),
         log_format=read.required("FL_LOG_FORMAT", str),
     )

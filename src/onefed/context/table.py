@@ -269,9 +269,8 @@ _MONITORING = (
         default="NO",
         rule=BOOLEAN,
         example="YES",
-        help="Serve training metrics for Prometheus.",
+        help="Serve training metrics for Prometheus, to the machine's own network.",
         maps_to="metrics exporter",
-        in_effect=False,
     ),
     Variable(
         name="FL_METRICS_PORT",
@@ -283,8 +282,7 @@ _MONITORING = (
         ),
         example="9102",
         help="Port of the training metrics.",
-        maps_to="metrics exporter",
-        in_effect=False,
+        maps_to="metrics exporter, firewall",
     ),
     Variable(
         name="FL_DCGM_ENABLED",

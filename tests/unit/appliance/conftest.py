@@ -102,18 +102,27 @@ class FakeFlower:
     """Programs that answer ``GET /health`` where their command line says, and do nothing else.
 
     With TLS they use the certificate and key that they are told to use.
-    A gateway is none of Flower's: it is the real program.
+    A gateway is none of Flower's: it is the real program, and so is the exporter of metrics.
     """
 
     def __init__(self) -> None:
         self.healthy = True
         """While False, they answer 503."""
         self._servers: dict[str, http.server.HTTPServer] = {}
-        self._gateways: list[subprocess.Popen[bytes]] = []
+        self._real: list[subprocess.Popen[bytes]] = []
 
     def start(self, program: Program) -> None:
+        if program.name == programs.METRICS:
+            exporter = subprocess.Popen(
+                program.argv, env=dict(program.environment), stderr=subprocess.PIPE
+            )
+            assert exporter.stderr is not None
+            program.log.parent.mkdir(parents=True, exist_ok=True)
+            program.log.write_bytes(exporter.stderr.readline())  # it serves, or says why not
+            exporter.stderr.close()
+            self._real.append(exporter)
         if program.name == "gateway":
-            self._gateways.append(
+            self._real.append(
                 subprocess.Popen(program.argv, cwd=program.folder, env=dict(program.environment))
             )
         if program.name == "peer" and self.healthy:
@@ -146,10 +155,10 @@ class FakeFlower:
             server.shutdown()
             server.server_close()
         self._servers.clear()
-        for gateway in self._gateways:
-            gateway.terminate()
-            gateway.wait()
-        self._gateways.clear()
+        for each in self._real:
+            each.terminate()
+            each.wait()
+        self._real.clear()
 
 
 def _take_part(told: peer_machine.Instructions) -> None:
@@ -402,7 +411,12 @@ def programs_of() -> Callable[..., tuple[Program, ...]]:
     def make(role: context.Role, **variables: str) -> tuple[Program, ...]:
         found = context.resolve(role, explicit=variables)
         if role is context.Role.SUPERLINK:
-            return programs.superlink(context.superlink_settings(found), paths, {})
+            chosen = context.superlink_settings(found)
+            own = programs.superlink(chosen, paths, {})
+            if not chosen.metrics_enabled:
+                return own
+            told = {"ONEFED_EVENTS": "/events.jsonl"}
+            return (*own, programs.metrics(chosen, paths, told, address="10.0.0.1"))
         if role is context.Role.PEER:
             return programs.peer(paths, {}, "INFO")
         return programs.supernode(

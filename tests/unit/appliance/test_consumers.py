@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from prometheus_client import parser
 
 from onefed import context
 from onefed.appliance import gateway, programs, superlink
@@ -86,6 +90,25 @@ def run_config(**given: str) -> Mapping[str, Any]:
 def exporter(**given: str) -> Any:
     config = {**RUN, **run_config(FL_CHECKPOINT_ENABLED="YES", **given)}
     return server_app._exporter({"checkpoint-path": "/x", **config}, plan())
+
+
+def scraped(**given: str) -> int | None:
+    """The port on which the real exporter answers; None: there is none."""
+    chosen = link(**given)
+    if not chosen.metrics_enabled:
+        return None
+    # Loopback is a whole network: an address of this process's own, so that 9101 is free.
+    address = ".".join(str(byte) for byte in (127, *os.getpid().to_bytes(4, "big")[1:]))
+    base = {"ONEFED_EVENTS": os.devnull}
+    program = programs.metrics(chosen, PATHS, base, address=address)
+    with subprocess.Popen(program.argv, env={}, stderr=subprocess.PIPE, text=True) as exporter:
+        assert exporter.stderr is not None
+        where = exporter.stderr.readline().split()[-1]
+        answer = httpx.get(where, trust_env=False)
+        exporter.terminate()
+    held = [each.name for each in parser.text_string_to_metric_families(answer.text)]
+    assert "fl_training_status" in held
+    return httpx.URL(where).port
 
 
 Probe = Callable[..., Any]
@@ -207,6 +230,11 @@ SEEN: dict[str, tuple[Probe, dict[str, Any]]] = {
     "FL_CHECKPOINT_KEEP_EVERY": (
         lambda **g: exporter(FL_CHECKPOINT_KEEP_LAST="1", **g).retention.keep_every,
         {"": 0, "50": 50},
+    ),
+    "FL_METRICS_ENABLED": (scraped, {"": None, "NO": None, "YES": 9101}),
+    "FL_METRICS_PORT": (
+        lambda **g: scraped(FL_METRICS_ENABLED="YES", **g),
+        {"": 9101, "9102": 9102},
     ),
 }
 """What the consumer sees of each value; the empty one is the default."""

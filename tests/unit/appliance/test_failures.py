@@ -231,6 +231,14 @@ def static_address(scene: Scene) -> Any:
     return computer
 
 
+def no_metrics(scene: Scene) -> Any:
+    computer = scene.coordinator()
+    taken = scene.open.enter_context(socket.create_server(("127.0.0.1", 0)))
+    computer.variables["FL_METRICS_ENABLED"] = "YES"
+    computer.variables["FL_METRICS_PORT"] = str(taken.getsockname()[1])
+    return computer
+
+
 def no_gpu(scene: Scene) -> Any:
     computer = scene.node()
     computer.variables["FL_GPU_ENABLED"] = "YES"
@@ -273,6 +281,7 @@ CAUSES: dict[str, Callable[[Scene], Any]] = {
     "publication": publication,
     "static address": static_address,
     "firewall": no_firewall,
+    "metrics": no_metrics,
     "gpu": no_gpu,
     "gpu metrics": no_gpu_metrics,
 }

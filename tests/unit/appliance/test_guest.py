@@ -38,6 +38,13 @@ SUPERNODE = context.Role.SUPERNODE
 
 PAUSE = f"#!{sys.executable}\nimport signal\nsignal.pause()\n"
 
+PAUSE_BUT_NO_METRICS = f"""#!{sys.executable}
+import signal, sys
+if "onefed.appliance.metrics" in sys.argv:
+    raise SystemExit("no luck")
+signal.pause()
+"""
+
 DIE = f"#!{sys.executable}\nraise SystemExit('no luck')\n"
 
 HEALTH = f"""#!{sys.executable}
@@ -343,6 +350,21 @@ def test_a_program_that_keeps_dying_later_ends_the_machine_and_it_is_ready_no_mo
     assert vm.attributes["FL_READY"] == "NO"
     assert vm.attributes["FL_ERROR"] == "program_died"
     assert vm.alive() == []
+
+
+def test_an_exporter_that_keeps_dying_ends_nothing_but_itself(create, programs) -> None:
+    programs(flower_superlink=HEALTH, python=PAUSE_BUT_NO_METRICS)
+    vm = create(SUPERLINK, FL_METRICS_ENABLED="YES", FL_METRICS_PORT=str(machine.free_port()))
+
+    async def scene() -> None:
+        await until(lambda: vm.states[-1:] == ["running"])
+        told_to_stop()
+
+    assert live(vm, scene) == ExitCode.OK
+    assert vm.states == ["booting", "running", "stopped"]
+    said = [event.message for event in vm.told(events.Notice)]
+    assert any("metrics keeps dying and was given up" in message for message in said)
+    assert any("There are no metrics" in message for message in said)
 
 
 def test_a_program_that_is_not_installed_fails_the_boot(create, programs) -> None:

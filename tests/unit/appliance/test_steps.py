@@ -16,7 +16,8 @@ from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
 
 SUPERLINK_IDS = (
     *("SL-01", "SL-02", "SL-03", "SL-04", "SL-05", "SL-06", "SL-07", "SL-07a"),
-    *("SL-07b", "SL-08", "SL-08a", "SL-09", "SL-10", "SL-11", "SL-12", "SL-13"),
+    *("SL-07b", "SL-08", "SL-08a", "SL-09", "SL-10", "SL-10a", "SL-11"),
+    *("SL-12", "SL-13"),
 )
 """boot.md, section 4; its last line, without a number there, is SL-13, and SL-07b is ours."""
 

@@ -152,6 +152,9 @@ def test_systemd_takes_the_units_and_calls_them_safe(
 ) -> None:
     roles = [role for role in Role if (role, runtime) not in NONE]
     every = [unit for role in roles for unit in made(role, runtime)]
+    with_metrics = made(Role.SUPERLINK, runtime, FL_METRICS_ENABLED="YES")
+    every += [unit for unit in with_metrics if "metrics" in unit.name]
+    assert f"flower-{Role.SUPERLINK}-metrics.service" in [unit.name for unit in every]
     every += [*units.renewal(), units.firewall(PATHS)]
     every += [units.dcgm(Role.SUPERNODE)] if runtime is Runtime.DOCKER else []
     for unit in every:

@@ -83,6 +83,8 @@ def test_superlink_defaults() -> None:
         checkpoint_keep_every=0,
         checkpoint_resume=True,
         checkpoint_path="/app/checkpoints",
+        metrics_enabled=False,
+        metrics_port=9101,
         log_level="INFO",
         log_format="text",
     )
