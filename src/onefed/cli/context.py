@@ -27,7 +27,7 @@ app = parsing.Typer(
 
 Json = Annotated[bool, typer.Option("--json", "-j", help="As JSON.")]
 FEDERATION = (context.Role.SUPERLINK, context.Role.SUPERNODE)
-"""Whose context one file may be; a peer's is another one."""
+"""Whose context one file may be; a peer's is another one, unless it says something of peers."""
 
 RoleOption = Annotated[
     context.Role, typer.Option("--role", help="The machine that reads the variables.")
@@ -94,7 +94,9 @@ def check(
     role: Annotated[
         context.Role | None,
         typer.Option(
-            "--role", help="Check for one machine only.", show_default="superlink and supernode"
+            "--role",
+            help="Check for one machine only.",
+            show_default="those that read what the file sets",
         ),
     ] = None,
     json_: Json = False,
@@ -104,9 +106,11 @@ def check(
     Nothing of the file is executed. The exit code is 3 when a boot would refuse it.
     """
     given = read_context(file)
-    roles = FEDERATION if role is None else [role]
+    roles = _readers(given) if role is None else (role,)
     found = [context.resolve(each, context_file=given) for each in roles]
-    findings = _once([finding for each in found for finding in each.findings], both=role is None)
+    findings = _once(
+        [finding for each in found for finding in each.findings], several=len(roles) > 1
+    )
     wrong = [finding for finding in findings if finding.severity.stops]
     if json_:
         tables.print_json([_document(finding) for finding in findings])
@@ -127,26 +131,59 @@ def inputs(
         ),
     ] = None,
     role: RoleOption = context.Role.SUPERLINK,
+    framework: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--framework",
+            metavar="NAME",
+            help="A framework that the image of the nodes carries, once for each: the form offers "
+            "these, and the first is its default.",
+            show_default="not known: all are offered, none is the default",
+        ),
+    ] = None,
 ) -> None:
     """Print the user inputs of a service template as JSON, or CONTEXT and inputs of a VM's."""
+    carried = tuple(framework or ())
+    known = context.VARIABLES["ML_FRAMEWORK"].options
+    if unknown := [name for name in carried if name not in known]:
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: it must be one of {', '.join(known)}.",
+            param_hint="'--framework'",
+        )
     if profile is None:
-        sys.stdout.write(documents.vm_template(role))
+        sys.stdout.write(documents.vm_template(role, carried))
         return
     tables.print_json(
         {
             "user_inputs": documents.service_inputs(profile),
             "roles": [
-                {"name": each.value, "user_inputs": documents.role_inputs(profile, each)}
+                {"name": each.value, "user_inputs": documents.role_inputs(profile, each, carried)}
                 for each in documents.ROLES[profile]
             ],
         }
     )
 
 
-def _once(findings: list[context.Finding], *, both: bool) -> list[context.Finding]:
-    """Without repetitions; of a file for both machines, without what is the other one's."""
+def _readers(given: context.ContextFile | None) -> tuple[context.Role, ...]:
+    """Whose file it is: a group's where it sets what only peers read, else a federation's; it may
+    be both, where it sets something that no peer reads as well."""
+    found = [context.resolve(role, context_file=given) for role in context.Role]
+    readers = [
+        context.VARIABLES[name].appliances
+        for each in found
+        for name, value in each.values.items()
+        if value.is_set or name in {finding.name for finding in each.errors}
+    ]
+    peer = context.Role.PEER
+    if frozenset({peer}) not in readers:
+        return FEDERATION
+    return (*FEDERATION, peer) if any(peer not in each for each in readers) else (peer,)
+
+
+def _once(findings: list[context.Finding], *, several: bool) -> list[context.Finding]:
+    """Without repetitions; of a file for several machines, without what is another one's."""
     unique = list(dict.fromkeys(findings))
-    if not both:
+    if not several:
         return unique
     return [each for each in unique if not each.message.endswith("does not read it.")]
 

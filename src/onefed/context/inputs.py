@@ -7,9 +7,11 @@ profile asks for one at both.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from onefed.context import syntax
 from onefed.context.syntax import Kind
 from onefed.context.table import VARIABLES
 from onefed.context.variable import Level, Role, Variable
@@ -73,20 +75,37 @@ def service_inputs(profile: Profile) -> dict[str, str]:
     return {row.name: user_input(row) for row in rows if row.appliances & roles}
 
 
-def role_inputs(profile: Profile, role: Role) -> dict[str, str]:
-    """``user_inputs`` of one role of a service template."""
+def role_inputs(profile: Profile, role: Role, frameworks: Sequence[str] = ()) -> dict[str, str]:
+    """``user_inputs`` of one role of a service template.
+
+    Args:
+        frameworks: what the image of the nodes carries; see ``of_image``.
+    """
     mandatory = MANDATORY.get(profile, frozenset())
     return {
-        row.name: user_input(row, mandatory=row.name in mandatory)
+        row.name: user_input(of_image(row, frameworks), mandatory=row.name in mandatory)
         for row in VARIABLES.values()
         if role in row.appliances and row.level in LEVELS[profile]
     }
 
 
-def vm_inputs(role: Role) -> dict[str, str]:
+def of_image(row: Variable, frameworks: Sequence[str]) -> Variable:
+    """A row as a form asks for it that knows what the image of the nodes carries.
+
+    A framework that is asked for and not there stops the boot (rule X18), and a form sends its
+    default. So that is the first of ``frameworks``; where they are not known it is nothing, which
+    a boot takes for "not set".
+    """
+    if row.name != "ML_FRAMEWORK":
+        return row
+    rule = syntax.one_of(frameworks) if frameworks else row.rule
+    return dataclasses.replace(row, default=frameworks[0] if frameworks else "", rule=rule)
+
+
+def vm_inputs(role: Role, frameworks: Sequence[str] = ()) -> dict[str, str]:
     """``USER_INPUTS`` of the VM template of one appliance, for a machine outside of any service."""
     return {
-        row.name: user_input(row)
+        row.name: user_input(of_image(row, frameworks))
         for row in VARIABLES.values()
         if role in row.appliances
         and row.level not in (Level.PLATFORM, Level.EDGE)  # set, they make it an edge node
@@ -108,9 +127,9 @@ def vm_context(role: Role) -> dict[str, str]:
     return {**references, **platform}
 
 
-def vm_template(role: Role) -> str:
+def vm_template(role: Role, frameworks: Sequence[str] = ()) -> str:
     """CONTEXT and USER_INPUTS in OpenNebula's template syntax."""
-    blocks = (("CONTEXT", vm_context(role)), ("USER_INPUTS", vm_inputs(role)))
+    blocks = (("CONTEXT", vm_context(role)), ("USER_INPUTS", vm_inputs(role, frameworks)))
     return "\n".join(f"{name} = [\n{_vector(pairs)}\n]" for name, pairs in blocks) + "\n"
 
 

@@ -30,7 +30,7 @@ from onefed.local.onegate import OneGateServer
 from onefed.local.service import ServiceModel, VmRecord
 from onefed.opennebula import onegate
 from onefed.telemetry.events import Event
-from onefed.tls import node_keys
+from onefed.tls import material, node_keys
 
 ADDRESS = "127.0.0.1"
 PROGRAMS_WITH_HEALTH = ("superlink", "supernode")
@@ -303,6 +303,59 @@ class Coordinator:
         known = node_keys.fingerprint(node_keys.decode_published(attributes["FL_NODE_KEY"]))
         if attributes.get("FL_NODE_REGISTERED") != known:
             self._cloud.model.update_attributes(self._vm.vm_id, {"FL_NODE_REGISTERED": known})
+
+
+class TokenTaker:
+    """A coordinator that nodes show tokens to. It answers what it is told to, the last answer again
+    and again, and remembers what was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.answers: list[tuple[int, bytes]] = [(200, b"{}")]
+        self.asked: list[tuple[str, Any]] = []
+        self.now_s = 0.0
+        made = material.ensure(
+            folder, addresses=["127.0.0.1"], extra_sans=[], now=datetime.now(UTC)
+        )
+        self.ca_certificate = made.ca_certificate_path
+        memory = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                memory.asked.append((self.path, json.loads(body)))
+                status, said = memory.answers[0]
+                if len(memory.answers) > 1:
+                    del memory.answers[0]
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(folder / "server.pem", folder / "server.key")
+        self._server.socket = tls.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.endpoint = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def token_taker(tmp_path: Path) -> Iterator[TokenTaker]:
+    found = TokenTaker(tmp_path / "token-taker")
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ A variable that nothing reads yet is listed by the table (``in_effect``), not sk
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib
 import os
 import re
@@ -21,6 +22,7 @@ from prometheus_client import parser
 
 from onefed import context
 from onefed.appliance import gateway, programs, superlink
+from onefed.appliance.gateway import ENROLMENT_PATH
 from onefed.appliance.paths import Paths
 from onefed.context import VARIABLES, Level, Role
 from onefed.flower import server_app, strategy
@@ -248,7 +250,7 @@ SEEN_ELSEWHERE = {
     "FL_SSL_KEYFILE": "test_superlink.py: the key that the server has",
     "FL_FIREWALL": "test_stages.py: the rules that nft is given; tests/boots: ports of a machine",
     "FL_NODE_KEYS": "test_supervisor.py: the keys that are registered",
-    "FL_ENROLMENT_TOKEN": "the node, once, at the gateway; no test of the effect yet",
+    "FL_ENROLMENT_TOKEN": "below: what is shown; test_enrolment_server.py: what becomes of it",
     "FL_CERT_KEY_TYPE": "test_superlink.py: the kind of the keys that are made",
     "FL_GPU_ENABLED": "test_gpu.py: the command line of the container, FL_GPU_AVAILABLE",
     "FL_CUDA_VISIBLE_DEVICES": "test_gpu.py: the environment of the programs",
@@ -288,6 +290,22 @@ def test_every_variable_is_seen_somewhere_or_said_to_have_no_consumer() -> None:
 def test_the_consumer_sees_what_was_set(name: str, value: str) -> None:
     probe, seen = SEEN[name]
     assert probe(**({name: value} if value else {})) == seen[value]
+
+
+@pytest.mark.parametrize("token", ["", "onefed-" + "a" * 43])
+def test_a_node_shows_the_coordinator_the_token_that_was_set(
+    node: Any, token_taker: Any, token: str
+) -> None:
+    """FL_ENROLMENT_TOKEN, from the context of a whole boot to a server with TLS."""
+    node.gate = None
+    node.variables |= {
+        "FL_SUPERLINK_ADDRESS": token_taker.endpoint,
+        "FL_SSL_CA_CERTFILE": base64.b64encode(token_taker.ca_certificate.read_bytes()).decode(),
+        "FL_ENROLMENT_TOKEN": token,
+    }
+    node.boot()
+    shown = [asked["token"] for path, asked in token_taker.asked if path == ENROLMENT_PATH]
+    assert shown == ([token] if token else [])
 
 
 def test_only_the_guest_agent_reads_variables_of_the_platform() -> None:

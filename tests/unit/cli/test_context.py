@@ -61,6 +61,33 @@ def test_check_as_json_is_one_document(onefed: Run, tmp_path: Path) -> None:
     assert shown.code == ExitCode.CONFIG
 
 
+def test_check_of_a_groups_file_is_that_of_its_peers(onefed: Run, tmp_path: Path) -> None:
+    file = tmp_path / "one_env"
+    file.write_text("FL_PEER_FOUNDERS='4'\nFL_PEER_PORT='80'\nFL_NUM_ROUNDS='3'\n")
+    shown = onefed("context", "check", str(file))
+    assert shown.code == ExitCode.CONFIG
+    assert "Invalid FL_PEER_PORT: '80'" in shown.out
+    assert "does not read it" not in shown.out
+    assert shown.out.count("ERROR") == 1
+
+
+def test_check_of_a_file_for_everybody_finds_the_mistakes_of_all(
+    onefed: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "one_env"
+    file.write_text("FL_PEER_PORT='80'\nFL_FLEET_API_ADDRESS='x'\nFL_MAX_RETRIES='y'\n")
+    shown = onefed("context", "check", str(file))
+    names = ("FL_PEER_PORT", "FL_FLEET_API_ADDRESS", "FL_MAX_RETRIES")
+    assert all(f"Invalid {name}" in shown.out for name in names)
+
+
+def test_inputs_offer_what_the_image_carries(onefed: Run) -> None:
+    shown = onefed("context", "inputs", "--role", "supernode", "--framework", "sklearn")
+    assert "|sklearn|sklearn" in shown.out
+    refused = onefed("context", "inputs", "--framework", "jax")
+    assert refused.code == ExitCode.USAGE
+
+
 def test_check_of_a_file_that_is_not_there_says_so(onefed: Run, tmp_path: Path) -> None:
     assert onefed("context", "check", str(tmp_path / "none")).code != 0
 

@@ -83,6 +83,25 @@ def test_a_machine_from_the_unchanged_template_boots_with_the_defaults(role: Rol
     }
 
 
+FORMS = [
+    inputs.vm_inputs,
+    lambda role, *frameworks: inputs.role_inputs(Profile.SINGLE_SITE, role, *frameworks),
+    lambda role, *frameworks: inputs.role_inputs(Profile.TRAINING_SITE, role, *frameworks),
+    lambda role, *frameworks: inputs.role_inputs(Profile.EDGE, role, *frameworks),
+]
+"""Every one that asks a node for its framework."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_sends_no_framework_that_the_image_may_lack(form) -> None:
+    """X18: a boot ends where one was asked for that is not there."""
+    asked = fields(form(Role.SUPERNODE)["ML_FRAMEWORK"])
+    assert (asked[3], asked[4]) == ("pytorch,tensorflow,sklearn", "")
+    for carried in (("sklearn",), ("tensorflow", "sklearn")):
+        asked = fields(form(Role.SUPERNODE, carried)["ML_FRAMEWORK"])
+        assert (asked[3], asked[4]) == (",".join(carried), carried[0])
+
+
 @pytest.mark.parametrize("role", Role)
 def test_the_template_has_each_variable_of_the_role_once(role: Role) -> None:
     text = inputs.vm_template(role)
