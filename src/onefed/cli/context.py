@@ -74,10 +74,9 @@ def explain(
         raise typer.Exit(ExitCode.CONFIG if found.errors else ExitCode.OK)
     table = tables.table("variable", "value", "from", "", numbers=())
     for row in rows:
-        notes = ["changed"] if row.changed else []
-        notes += [] if row.in_effect else ["no effect yet"]
+        note = "changed" if row.changed else ""
         style = "" if row.source == context.Source.DEFAULT.value else "bold"
-        tables.add_row(table, row.name, row.shown, row.source, ", ".join(notes), style=style)
+        tables.add_row(table, row.name, row.shown, row.source, note, style=style)
     table_console().print(table)
     say("")
     say("Changed defaults, or meanings of one:")

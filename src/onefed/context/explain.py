@@ -19,8 +19,6 @@ class Explained:
     """``command line``, ``context file``, ``environment`` or ``default``."""
     changed: str
     """Why this default, or its meaning, differs from the appliance design. Empty: it does not."""
-    in_effect: bool
-    """Something reads it."""
 
 
 def explain(resolution: Resolution) -> list[Explained]:
@@ -34,7 +32,6 @@ def explain(resolution: Resolution) -> list[Explained]:
                 shown=_shown(value.text, hide=row.is_hidden),
                 source=value.source.value,
                 changed=row.changed,
-                in_effect=row.in_effect,
             )
         )
     return rows

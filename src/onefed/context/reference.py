@@ -40,7 +40,6 @@ Marks:
 - **ours**: not among the 48 names of the appliance design.
 - **changed**: another default or meaning than there; the reasons are below.
 - **both**: a federation's two machines, superlink and supernode; **all**: a peer, too.
-- **no effect yet**: checked, but nothing in this version reads it; setting it is a WARNING.
 """
 
 
@@ -61,7 +60,7 @@ def _group(heading: str, rows: tuple[Variable, ...]) -> str:
 
 
 def _row(row: Variable) -> str:
-    marks = {"ours": row.ours, "changed": bool(row.changed), "no effect yet": not row.in_effect}
+    marks = {"ours": row.ours, "changed": bool(row.changed)}
     shown_marks = "".join(f" **{mark}**" for mark, applies in marks.items() if applies)
     on = _ON.get(row.appliances) or ", ".join(sorted(row.appliances))
     target = f"run_config `{row.run_config_key}`" if row.run_config_key else row.maps_to

@@ -72,8 +72,6 @@ def resolve(
             continue
         chosen = _choose(offered, findings)
         line = in_file[chosen.name].line if chosen.source is Source.FILE else None
-        if not row.in_effect:
-            findings.append(_without_effect(row))
         text = chosen.text.upper() if row.kind is Kind.BOOLEAN else chosen.text
         try:
             row.parse(text)
@@ -172,8 +170,3 @@ def _unknown(source: Source, unknown: list[str]) -> list[Finding]:
 def _misplaced(row: Variable, role: Role) -> Finding:
     message = f"{row.name} is ignored: the {role} does not read it."
     return Finding(severity=Severity.INFO, name=row.name, message=message)
-
-
-def _without_effect(row: Variable) -> Finding:
-    message = f"{row.name} is set and has no effect yet: nothing in this version reads it."
-    return Finding(severity=Severity.WARNING, name=row.name, message=message)

@@ -322,8 +322,6 @@ CHANGED_DEFAULTS = {row.name: row.changed for row in VARIABLES.values() if row.c
 """Reason for each default, or meaning of one, that differs from the appliance design."""
 
 RUN_CONFIG_NAMES = {
-    row.run_config_key: row.name
-    for row in VARIABLES.values()
-    if row.run_config_key and row.in_effect
+    row.run_config_key: row.name for row in VARIABLES.values() if row.run_config_key
 }
 """Which variable owns a key of the run_config. Nobody else sets it."""

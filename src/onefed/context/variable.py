@@ -64,8 +64,6 @@ class Variable:
     """Line breaks and tabs inside the value are accepted."""
     ours: bool = False
     """Not among the 48 names of the appliance design."""
-    in_effect: bool = True
-    """Something reads it. If not, setting it gives a WARNING."""
     changed: str = ""
     """Why the default, or its meaning, differs from the appliance design. Empty: it does not."""
 

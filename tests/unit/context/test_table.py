@@ -149,7 +149,7 @@ ROWS = list(VARIABLES.values())
 
 
 def role_of(row: Variable) -> Role:
-    return max(row.appliances)  # a peer reads what has no effect yet on others
+    return max(row.appliances)
 
 
 def test_the_table_has_the_48_names_of_the_design_and_ours() -> None:
@@ -230,14 +230,6 @@ def test_row_is_complete(row: Variable) -> None:
     assert (row.kind is Kind.LIST) == bool(row.options)
     assert not row.options or row.default in row.options
     assert len(row.name) < 64
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_setting_what_nothing_reads_is_a_warning_that_says_so(row: Variable) -> None:
-    findings = resolve(role_of(row), explicit={row.name: row.example}).findings
-    warned = [finding for finding in findings if "no effect yet" in finding.message]
-    assert [finding.name for finding in warned] == ([] if row.in_effect else [row.name])
-    assert all(finding.severity is Severity.WARNING for finding in warned)
 
 
 def test_changed_defaults_are_those_of_the_design_document() -> None:
