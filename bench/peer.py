@@ -44,7 +44,7 @@ from onefed.arrays import Arrays
 from onefed.node import Node, Pace, World
 from onefed.node.grpc_transport import GrpcTransport
 from onefed.node.training import Task, Trained
-from onefed.peer.messages import Item, Member, NodeId
+from onefed.peer.messages import Member
 from onefed.telemetry import events
 
 CASES = ((4, 9_000, 40), (8, 9_000, 40), (4, 10_000_000, 8))
@@ -59,16 +59,6 @@ LIMIT_S = 300.0
 
 Result: TypeAlias = tuple[list[float], int]
 """When a node had each round, monotonic seconds; bytes that it has sent."""
-
-
-class CountingTransport(GrpcTransport):
-    """Counts what is given to it."""
-
-    sent_bytes = 0
-
-    def carry(self, to: NodeId, item: Item, content: bytes) -> None:
-        CountingTransport.sent_bytes += len(content)
-        super().carry(to, item, content)
 
 
 @dataclass
@@ -117,8 +107,14 @@ async def _be_a_node(case: Case, members: Sequence[Queue[Member]], results: Queu
         if isinstance(event, events.PeerRound):
             times.append(time.monotonic())
 
+    transports: list[GrpcTransport] = []
+
+    def make_transport(*arguments: Any) -> GrpcTransport:
+        transports.append(GrpcTransport(*arguments))
+        return transports[0]
+
     world = World(
-        make_transport=CountingTransport,
+        make_transport=make_transport,
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
         jitter=Random().random,  # noqa: S311 - keeps elections apart, no secret
@@ -142,7 +138,7 @@ async def _be_a_node(case: Case, members: Sequence[Queue[Member]], results: Queu
     await node.set_start_learning(case.rounds)
     await node.ended()
     assert node.error is None, node.error
-    results.put((times, CountingTransport.sent_bytes))
+    results.put((times, transports[0].carried_bytes))
     await asyncio.to_thread(members[case.index].get)  # until all have the last model
     await node.stop()
 

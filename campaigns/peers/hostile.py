@@ -27,6 +27,7 @@ from onefed.node import contact
 from onefed.node.codec import MESSAGE_BYTES_MAX, encode
 from onefed.node.contact import Contact
 from onefed.node.grpc_transport import CARRY, FRAME_BYTES_MAX, SERVICE, TALK
+from onefed.node.packing import Packer
 from onefed.node.transport import CHUNK_BYTES, encode_chunk
 from onefed.peer.messages import (
     Ack,
@@ -48,8 +49,11 @@ FRAMES_TOGETHER = 50
 HALF_HANDSHAKES = 20
 LIMIT_S = 5.0
 
+RAW = "raw"
+"""The stream of messages, not packed."""
+
 Frame = tuple[str, bytes]
-"""Stream, and what is sent on it."""
+"""Stream, and what is sent on it; messages are packed on the way."""
 
 
 def garbage(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
@@ -59,7 +63,7 @@ def garbage(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
         b'["Ack", 1e400, null]', b'["Ack", 99999999999999999999999]',
     )  # fmt: skip
     while True:
-        stream = chance.choice((TALK, CARRY))
+        stream = chance.choice((TALK, RAW, CARRY))
         yield (
             stream,
             chance.choice((chance.choice(texts), chance.randbytes(chance.randint(1, 4096)))),
@@ -69,7 +73,8 @@ def garbage(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
 def oversized(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
     """More than a frame may have, and items larger than they can be."""
     while True:
-        yield TALK, bytes(chance.choice((MESSAGE_BYTES_MAX + 1, FRAME_BYTES_MAX + 1, 2**23)))
+        yield TALK, bytes(2 ** chance.randint(21, 26))
+        yield RAW, bytes(chance.choice((MESSAGE_BYTES_MAX + 1, FRAME_BYTES_MAX + 1, 2**23)))
         yield CARRY, bytes(FRAME_BYTES_MAX + chance.randint(1, 2**20))
         item = chance.choice((Slice(1, "node-0", "0" * 64, 0, 1), Shard(1, Ballot(1, 1), 0)))
         total = 2 ** chance.randint(31, 52)
@@ -82,7 +87,9 @@ def truncated(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
     chunk = encode_chunk(Slice(1, "node-0", "0" * 64, 0, 4), 1000, 0, memoryview(bytes(1000)))
     while True:
         whole = chance.choice(said)
-        yield TALK, whole[: chance.randrange(len(whole))]
+        cut = whole[: chance.randrange(len(whole))]
+        yield TALK, cut
+        yield RAW, Packer().pack(whole)[: len(cut) // 2]
         yield CARRY, chunk[: chance.randrange(60)]
         yield CARRY, LENGTH.pack(chance.choice((2**32 - 1, 4096, 4097))) + b"[]"
 
@@ -167,8 +174,12 @@ async def harass(
 
 async def _send(channel: Any, frames: Iterator[Frame]) -> int:
     calls: dict[str, Any] = {}
+    packer = Packer()
     for number in range(FRAMES_TOGETHER):
         stream, frame = next(frames)
+        if stream == TALK:
+            frame = packer.pack(frame)
+        stream = TALK if stream == RAW else stream
         if stream not in calls:
             calls[stream] = channel.stream_stream(f"/{SERVICE}/{stream}")()
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -17,6 +17,7 @@ from campaigns.peers import cells, hostile, table
 
 from onefed.node import codec
 from onefed.node.grpc_transport import TALK
+from onefed.node.packing import Unpacker
 from onefed.node.points import FOLLOWERS_ONLY, LEADERS_ONLY, POINTS
 from onefed.node.transport import decode_chunk
 from onefed.peer.messages import Ack
@@ -90,6 +91,9 @@ def is_refused(stream: str, frame: bytes) -> bool:
     try:
         if stream == TALK:
             codec.decode(frame)
+            return False
+        if stream == hostile.RAW:
+            codec.decode(Unpacker().unpack(frame))
             return False
         return decode_chunk(frame).total_bytes > 2**30  # larger than any item of the group
     except codec.CodecError:

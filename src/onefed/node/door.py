@@ -36,7 +36,9 @@ class Door:
         refusals: Refusals,
         parts: tuple[Store, Work, Learner],
         fail: Callable[[StorageError], None],
+        begin: Callable[..., None],
     ) -> None:
+        """``begin`` does something beside whoever calls."""
         self.is_open = False
         self._members = members
         self._items = items
@@ -45,6 +47,9 @@ class Door:
         self._refusals = refusals
         self._disk, self._job, self._learner = parts
         self._fail = fail
+        self._begin = begin
+        self._taking: set[NodeId] = set()
+        """Whose parcels are being kept."""
 
     async def on_talk(self, sender: NodeId, content: bytes) -> None:
         self._members.require(sender)
@@ -72,6 +77,10 @@ class Door:
         came = self._items.arrive(sender, chunk)
         if came is None:
             await self._inbox.put(Progressed())
+        elif isinstance(chunk.item, Parcel):
+            if sender not in self._taking:  # else it comes again
+                self._taking.add(sender)
+                self._begin(self._take, sender, chunk.item, came)
         elif await self._keeps(sender, chunk, came):
             await self._inbox.put(Received(sender, Data(chunk.item)))
 
@@ -99,9 +108,17 @@ class Door:
                     self._fail(error)
                     return False
                 return True
-            case Parcel() as parcel:
-                return await self._learner.take(sender, parcel, came)
             case item:
                 if isinstance(item, Slice) and item.count == 1:
                     await asyncio.to_thread(self._job.require_digest, item, came)
                 return self._items.keep(item, came)
+
+    async def _take(self, sender: NodeId, parcel: Parcel, came: bytes) -> None:
+        """Keep a parcel, which takes its time: the items of a round behind it do not wait."""
+        try:
+            if await self._learner.take(sender, parcel, came):
+                await self._inbox.put(Received(sender, Data(parcel)))
+        except codec.CodecError as error:
+            self._refusals.tell(sender, f"a parcel of {sender} was not kept: {error.message}")
+        finally:
+            self._taking.discard(sender)

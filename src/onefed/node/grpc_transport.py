@@ -17,16 +17,16 @@ import grpc
 
 from onefed.node import codec
 from onefed.node.contact import Contact
+from onefed.node.packing import Packer, Unpacker
 from onefed.node.pins import Pins
 from onefed.node.transport import (
-    CARRY_QUEUE_MAX,
     CHUNK_BYTES,
     CHUNK_HEADER_BYTES_MAX,
     TALK_QUEUE_MAX,
     Receiver,
     decode_chunk,
-    encode_chunk,
 )
+from onefed.node.waiting import Waiting
 from onefed.peer.messages import Item, NodeId
 from onefed.tls import member_identity
 from onefed.tls.errors import TlsError
@@ -75,6 +75,8 @@ class GrpcTransport:
         """
         self.refused = 0
         """Connections that were closed for what they sent."""
+        self.carried_bytes = 0
+        """Of items, as they were given to connections."""
         self._name = name
         self._identity = identity
         self._address = address
@@ -145,9 +147,12 @@ class GrpcTransport:
         if contact is None or self._receiver is None:
             return None
         link = self._links[to] = _Link(
-            to, contact, self._identity, self._receiver.on_lost, self._keepalive
+            to, contact, self._identity, self._receiver.on_lost, self._count, self._keepalive
         )
         return link
+
+    def _count(self, content_bytes: int) -> None:
+        self.carried_bytes += content_bytes
 
     def _sender(self, context: Any) -> NodeId | None:
         """The member whose pinned certificate a connection has shown."""
@@ -162,9 +167,13 @@ class GrpcTransport:
         return None
 
     async def _hear(self, frames: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        receiver = self._receiver
+        receiver, stream = self._receiver, Unpacker()
         assert receiver is not None
-        await self._listen(frames, context, receiver.on_talk)
+
+        async def hear(sender: NodeId, frame: bytes) -> None:
+            await receiver.on_talk(sender, stream.unpack(frame))
+
+        await self._listen(frames, context, hear)
         return
         yield b""  # a stream in both directions, of which one is unused
 
@@ -218,15 +227,17 @@ class _Link:
         contact: Contact,
         identity: MemberIdentity,
         on_lost: Callable[[NodeId], Awaitable[None]],
+        on_carried: Callable[[int], None],
         options: list[tuple[str, int]],
     ) -> None:
         self.contact = contact
         self._name = name
         self._identity = identity
         self._on_lost = on_lost
+        self._on_carried = on_carried
         self._options = options
         self._talk: deque[bytes] = deque(maxlen=TALK_QUEUE_MAX)
-        self._carry: dict[Item, bytes] = {}
+        self._carry = Waiting()
         self._talk_waits = asyncio.Event()
         self._carry_waits = asyncio.Event()
         self._nudged = asyncio.Event()
@@ -239,8 +250,7 @@ class _Link:
 
     def carry(self, item: Item, content: bytes) -> None:
         """An item that waits already is not sent twice, however often it is asked for."""
-        if self._stands and len(self._carry) < CARRY_QUEUE_MAX and item not in self._carry:
-            self._carry[item] = content
+        if self._stands and self._carry.put(item, content):
             self._carry_waits.set()
 
     def nudge(self) -> None:
@@ -315,7 +325,7 @@ class _Link:
             return True
         finally:
             self._stands = False
-            self._carry.clear()
+            self._carry = Waiting()
             await channel.close()
 
     async def _is_ready(self, channel: Any, limit_s: float) -> bool:
@@ -334,21 +344,18 @@ class _Link:
             await asyncio.gather(*waits, return_exceptions=True)
 
     async def _send_talk(self, call: Any) -> None:
+        stream = Packer()
         while True:
             while self._talk:
-                await call.write(self._talk.popleft())
+                await call.write(stream.pack(self._talk.popleft()))
             self._talk_waits.clear()
             await self._talk_waits.wait()
 
     async def _send_items(self, call: Any) -> None:
         while True:
-            while self._carry:
-                item = next(iter(self._carry))
-                content = self._carry.pop(item)
-                view = memoryview(content)
-                for offset in range(0, len(view) or 1, CHUNK_BYTES):
-                    part = view[offset : offset + CHUNK_BYTES]
-                    await call.write(encode_chunk(item, len(view), offset, part))
+            while (chunk := self._carry.next_chunk()) is not None:
+                await call.write(chunk)
+                self._on_carried(self._carry.sent())
             self._carry_waits.clear()
             await self._carry_waits.wait()
 

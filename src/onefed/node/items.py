@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from onefed.arrays import Arrays
 from onefed.node.codec import CodecError
 from onefed.node.content import Content
-from onefed.node.transport import Chunk
+from onefed.node.transport import Chunk, can_wait
 from onefed.peer.messages import Blob, Digest, Item, NodeId, Parcel, Shard, Slice
 
 HELD_MODELS_MAX = 66
@@ -50,8 +50,8 @@ class Items:
         self._held_bytes = 0
         self._copies: Counter[Item] = Counter()
         """So often an item came; the machine says of each time whether it is of use."""
-        self._parts: dict[NodeId, _Part] = {}
-        """A member sends one item after the other."""
+        self._parts: dict[tuple[NodeId, bool], _Part] = {}
+        """A member sends one item after the other, and one more that can wait."""
         self._parts_bytes = 0
 
     def keep(self, item: Item, content: bytes, *, own: bool = False) -> bool:
@@ -102,30 +102,35 @@ class Items:
         Raises:
             CodecError: the item cannot have so many bytes.
         """
+        place = sender, can_wait(chunk.item)
         if chunk.offset == 0:
-            self.forget_parts(sender)
+            self._forget_part(place)
         if not self._is_welcome(chunk):
             return None
         if chunk.offset == 0:
             if chunk.total_bytes == len(chunk.content):
                 return chunk.content
-            self._parts[sender] = _Part(chunk.item)
-        part = self._parts.get(sender)
+            self._parts[place] = _Part(chunk.item)
+        part = self._parts.get(place)
         limit_bytes = HELD_MODELS_MAX * self._content.model_bytes
         full = self._parts_bytes + len(chunk.content) > limit_bytes
         if part is None or (part.item, len(part.content)) != (chunk.item, chunk.offset) or full:
-            self.forget_parts(sender)  # a chunk was lost with its connection, or there is no room
+            self._forget_part(place)  # a chunk was lost with its connection, or there is no room
             return None
         part.content += chunk.content
         self._parts_bytes += len(chunk.content)
         if len(part.content) < chunk.total_bytes:
             return None
-        self.forget_parts(sender)
+        self._forget_part(place)
         return bytes(part.content)
 
     def forget_parts(self, sender: NodeId) -> None:
-        """Of the item that a peer was sending."""
-        part = self._parts.pop(sender, None)
+        """Of the items that a peer was sending."""
+        for waits in (False, True):
+            self._forget_part((sender, waits))
+
+    def _forget_part(self, place: tuple[NodeId, bool]) -> None:
+        part = self._parts.pop(place, None)
         if part is not None:
             self._parts_bytes -= len(part.content)
 

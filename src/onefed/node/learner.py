@@ -1,17 +1,19 @@
 """What a node has learned: its model, what its app keeps for itself, and their checkpoints.
 
-Checkpoints are written beside the node's one task, one after the other. One that cannot be written
-is a warning: what the protocol promises is in the journal and in the models.
+Checkpoints are written beside the node's one task, one after the other in a thread of their own.
+What others keep is packed and unpacked in another. A round waits for neither, and a checkpoint that
+cannot be written is a warning: what the protocol promises is in the journal and in the models.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from onefed.arrays import Arrays
 from onefed.checkpoint.files import DamagedError
@@ -31,6 +33,8 @@ from onefed.peer.interface import Event, Pack, Packed
 from onefed.peer.messages import Digest, Entry, NodeId, Parcel
 from onefed.peer.settings import Saved
 from onefed.telemetry import events
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -76,16 +80,26 @@ class Learner:
         self._around = around
         self._put = put
         self._outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._turn = asyncio.Lock()
+        self._saver = ThreadPoolExecutor(1, "checkpoints")
+        self._packer = ThreadPoolExecutor(1, "parcels")
+        self._packing: dict[Parcel, asyncio.Task[bytes | None]] = {}
+        """Being packed; both who are to keep it get the same bytes."""
         self.model: Arrays | None = None
         """The newest that was installed or restored."""
         self._trained: Checkpoint | None = None
         """The newest ``local`` of this life."""
+        self._kept: dict[NodeId, Parcel] = {}
+        """What was taken last of each other node; it is on this disk."""
 
     @property
     def parameters(self) -> Arrays:
         """The newest model that was installed or restored; before both, the first. Read only."""
         return self._content.model(self._content.first()) if self.model is None else self.model
+
+    def close(self) -> None:
+        """Take no more work; a file that is being written is finished or has no name."""
+        for each in (self._saver, self._packer):
+            each.shutdown(wait=False, cancel_futures=True)
 
     # What people call
 
@@ -144,27 +158,31 @@ class Learner:
 
     async def send(self, to: NodeId, parcel: Parcel, transport: Transport) -> None:
         """Give a parcel to a node that may have it."""
-        content = await self._parcel_bytes(to, parcel)
+        if parcel.node != self._name and family(to) != family(parcel.node):
+            return  # it is not to have it
+        packing_now = self._packing.get(parcel)
+        if packing_now is None:
+            packing_now = asyncio.get_running_loop().create_task(self._parcel_bytes(parcel))
+            self._packing[parcel] = packing_now
+            packing_now.add_done_callback(lambda _: self._packing.pop(parcel, None))
+        content = await asyncio.shield(packing_now)
         if content is not None:
             transport.carry(to, parcel, content)
 
-    async def _parcel_bytes(self, to: NodeId, parcel: Parcel) -> bytes | None:
-        """Of this node's, or of one that is kept for another; None: ``to`` is not to have it."""
-        mine = parcel.node == self._name
-        if not mine and family(to) != family(parcel.node):
-            return None
-        kind = Kind.LOCAL if mine else Kind.REMOTE
+    async def _parcel_bytes(self, parcel: Parcel) -> bytes | None:
+        """Of this node's, or of one that is kept for another."""
+        kind = Kind.LOCAL if parcel.node == self._name else Kind.REMOTE
         base = None
         try:
-            found = await asyncio.to_thread(
-                self.checkpoints.read, parcel.node, parcel.round_number, kind
+            found = await self._do(
+                self._packer, self.checkpoints.read, parcel.node, parcel.round_number, kind
             )
             if parcel.base:
                 base = self._content.model(await self._work.model(parcel.base))
         except StorageError as error:
             self._warn(error)
             return None
-        return await asyncio.to_thread(packing.pack, found, base)
+        return await self._do(self._packer, packing.pack, found, base)
 
     async def take(self, sender: NodeId, parcel: Parcel, content: bytes) -> bool:
         """Keep a parcel, durably; False: it cannot be kept here.
@@ -176,20 +194,25 @@ class Learner:
             raise CodecError(f"A parcel of {parcel.node}.")
         if parcel.base and not ROOT.fullmatch(parcel.base):
             raise CodecError("A parcel that is the difference from no model.")
+        if self._kept.get(parcel.node) == replace(parcel, base=""):
+            return True  # the sender has not heard of it yet
         base = None
         if parcel.base:
             try:
                 base = self._content.model(await self._work.model(parcel.base))
             except StorageError:
                 return False  # it comes whole, the next time
-        found = await asyncio.to_thread(packing.unpack, content, self.parameters, base)
+        found = await self._do(self._packer, packing.unpack, content, self.parameters, base)
         about = found.about
         told = (about.node, about.round_number, found.digest)
         if told != (parcel.node, parcel.round_number, parcel.digest):
             raise CodecError(f"A parcel that is not the one of {parcel.node} that it is named.")
         if about.experiment != self.checkpoints.experiment:
             raise CodecError(f"A parcel of the experiment {about.experiment[:64]!r}.")
-        return await self._save(as_remote(found))
+        if not await self._save(as_remote(found), self._packer):
+            return False
+        self._kept[parcel.node] = replace(parcel, base="")
+        return True
 
     async def restore_parcel(self, parcel: Parcel) -> None:
         """Take for one's own what another node has kept; it is on this disk by now."""
@@ -246,22 +269,24 @@ class Learner:
         number = checkpoint.about.round_number
         await asyncio.to_thread(self._store.write_private, number, checkpoint.private)
 
-    async def _save(self, checkpoint: Checkpoint) -> bool:
+    async def _save(self, checkpoint: Checkpoint, by: ThreadPoolExecutor | None = None) -> bool:
         try:
-            await self._write(checkpoint)
+            await self._write(checkpoint, by)
         except OnefedError as error:
             self._warn(error)
             return False
         return True
 
-    async def _write(self, checkpoint: Checkpoint) -> Path:
-        async with self._turn:
-            path = await asyncio.to_thread(self.checkpoints.save, checkpoint)
+    async def _write(self, checkpoint: Checkpoint, by: ThreadPoolExecutor | None = None) -> Path:
+        path = await self._do(by or self._saver, self.checkpoints.save, checkpoint)
         about = checkpoint.about
         self._world.emit(
             events.PeerNotice("checkpoint", f"{about.kind} of {about.node} saved: {path}")
         )
         return path
+
+    async def _do(self, by: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(by, work, *arguments)
 
     def _about(
         self,

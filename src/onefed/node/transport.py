@@ -1,7 +1,8 @@
 """What a node asks of the network, and how bytes of an item are cut and put together.
 
-Talk is small and may be lost; what is carried are items, in chunks, one item after the other. A
-peer that is lost is told once.
+Talk is small and may be lost; what is carried are items, in chunks, one item after the other: but
+for what can wait, such as checkpoints, between the chunks of which others go. A peer that is lost
+is told once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onefed.node import codec
-from onefed.peer.messages import Item, NodeId
+from onefed.peer.messages import Blob, Item, NodeId, Parcel
 
 CHUNK_BYTES = 2**20
 """Of an item in one piece: a heartbeat waits for no more than one of them."""
@@ -68,6 +69,11 @@ class Transport(Protocol):
         ...
 
 
+def can_wait(item: Item) -> bool:
+    """Whether an item is no part of the round that all wait for."""
+    return isinstance(item, Blob | Parcel)
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A part of an item, on its way."""
@@ -80,7 +86,8 @@ class Chunk:
 
 def encode_chunk(item: Item, total_bytes: int, offset: int, content: memoryview) -> bytes:
     """Header and bytes."""
-    header = json.dumps([codec.encode_item(item), total_bytes, offset]).encode()
+    document = [codec.encode_item(item), total_bytes, offset]
+    header = json.dumps(document, separators=(",", ":")).encode()
     return b"".join((_HEADER_LENGTH.pack(len(header)), header, content))
 
 

@@ -69,11 +69,12 @@ def on_proposal(state: State, proposal: Proposal) -> None:
         return
     assert proposal.ballot.term == state.term, "a proposal is of the term of its heartbeat"
     state.proposal = proposal
+    state.tries = 0  # who is to have an item is asked first
 
 
 def on_data(state: State, sender: NodeId, message: Data) -> None:
     """Keep what is of use, before its plan is known too."""
-    state.progress += 1
+    repair.progressed(state)
     item = message.item
     match item:
         case Blob(root):
@@ -81,9 +82,9 @@ def on_data(state: State, sender: NodeId, message: Data) -> None:
             repair.install(state)
         case Parcel():
             stash.on_data(state, sender, item)
-        case Slice() if len(state.slices) < SLICES_MAX and _is_next(state, item):
+        case Slice() if len(state.slices) < SLICES_MAX and _is_near(state, item):
             state.slices.add(item)
-        case Shard() if len(state.shards) < SHARDS_MAX and _is_next(state, item):
+        case Shard() if len(state.shards) < SHARDS_MAX and _is_near(state, item):
             state.shards.add(item)
         case _:
             state.out.append(Drop(item))
@@ -250,8 +251,12 @@ def _is_here(state: State, item: Slice) -> bool:
     return item in state.slices
 
 
-def _is_next(state: State, item: Slice | Shard) -> bool:
-    return item.round_number == state.commit.round_number + 1
+def _is_near(state: State, item: Slice | Shard) -> bool:
+    """Of the next round, or the one after: others may have heard of a commit sooner, and gone on.
+
+    They give such an item once by themselves; were it not kept, it had to be asked for.
+    """
+    return 0 < item.round_number - state.commit.round_number <= 2
 
 
 def _send_slices(state: State, to: tuple[NodeId, ...], *, whole: bool = False) -> None:

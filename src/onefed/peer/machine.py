@@ -288,9 +288,7 @@ def _lost(state: State, event: Lost) -> None:
 
 
 def _progressed(state: State, _: Progressed) -> None:
-    state.progress += 1
-    if state.repair_at_s != NEVER:
-        state.repair_at_s = state.now_s + state.settings.repair_s
+    repair.progressed(state)
 
 
 def _welcome(state: State, _: NodeId, message: Welcome) -> None:

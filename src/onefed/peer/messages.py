@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 NodeId: TypeAlias = str
 """Name of a node for its whole life; a node that lost its disk comes back with another."""

@@ -96,6 +96,13 @@ def watch(state: State) -> None:
         state.repair_at_s = state.now_s + state.settings.repair_s
 
 
+def progressed(state: State) -> None:
+    """Something has come: what is missing may be behind it, and is not asked for yet."""
+    state.progress += 1
+    if state.repair_at_s != NEVER:
+        state.repair_at_s = state.now_s + state.settings.repair_s
+
+
 def on_tick(state: State) -> None:
     """Ask again, and somebody else where there is a choice."""
     if state.now_s >= state.repair_at_s:

@@ -20,6 +20,8 @@ HOLDERS = 2
 """Who keep what a node has; fewer in a smaller group."""
 TRIES_TOLD = 5
 """After so many tries at giving a parcel away, people are told."""
+WAITS = 4
+"""Times ``join_s`` between two tries: to unpack a large parcel and write it down takes seconds."""
 NODES_MAX = 256
 """Names that one ``Unstash`` may ask for, and nodes of which parcels are kept."""
 
@@ -156,7 +158,7 @@ def _give(state: State) -> None:
     if state.stash_tries == TRIES_TOLD:
         who = ", ".join(asked)
         state.notice("not_stashed", f"round {parcel.round_number} is not kept by {who} yet")
-    state.stash_at_s = state.now_s + state.settings.join_s
+    state.stash_at_s = state.now_s + WAITS * state.settings.join_s
 
 
 def _fetch(state: State) -> None:

@@ -246,11 +246,6 @@ def test_a_node_whose_disk_is_wiped_gets_back_what_it_kept_for_itself(tmp_path: 
             await group.until(group.all_at(4))
             failed = group.nodes["node-0"].state
             await group.kill("node-0")
-            kept_rounds = {
-                number
-                for name in FOUR[1:]
-                for number in Folder(tmp_path / name / "checkpoints", "test", name).rounds("node-0")
-            }
             shutil.rmtree(tmp_path / "node-0")
             group.nodes["node-1"].leave("node-0")
             await group.until(lambda: "node-0" not in group.nodes["node-1"].state.voters)
@@ -263,6 +258,11 @@ def test_a_node_whose_disk_is_wiped_gets_back_what_it_kept_for_itself(tmp_path: 
                 node.connect(back.member)
                 back.connect(node.member)
             assert await rejoin(failed, back.learner, back.communication_protocol)
+            kept_rounds = {
+                number
+                for name in FOUR[1:]
+                for number in Folder(tmp_path / name / "checkpoints", "test", name).rounds("node-0")
+            }
             for name in group.apps:
                 group.apps[name].free.set()
             await group.until(group.all_at(16))

@@ -26,6 +26,7 @@ from onefed.node.grpc_transport import (
     TALK,
     GrpcTransport,
 )
+from onefed.node.packing import Packer
 from onefed.node.transport import CHUNK_BYTES, Chunk, decode_chunk
 from onefed.peer.messages import Item, NodeId, Slice, Want
 from onefed.tls import member_identity
@@ -179,6 +180,11 @@ async def until(reached: Callable[[], object]) -> None:
 WORD = codec.encode(Want(ITEM, "node-0"))
 
 
+def packed(*messages: bytes) -> list[bytes]:
+    packer = Packer()
+    return [packer.pack(message) for message in messages]
+
+
 async def said(by: MemberIdentity, to: Side, method: str, frames: list[bytes]) -> str:
     """Send frames as anybody can who has an identity; how it ended."""
     credentials = grpc.ssl_channel_credentials(
@@ -247,7 +253,7 @@ def test_a_stranger_does_not_finish_a_handshake(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with two(tmp_path) as (one, _):
             stranger = side(tmp_path, "node-9").identity
-            assert await said(stranger, one, TALK, [WORD]) == "UNAVAILABLE"
+            assert await said(stranger, one, TALK, packed(WORD)) == "UNAVAILABLE"
             assert one.ears.talk == []
 
     asyncio.run(scenario())
@@ -257,7 +263,7 @@ def test_another_certificate_in_the_name_of_a_member_is_a_stranger(tmp_path: Pat
     async def scenario() -> None:
         async with two(tmp_path) as (one, _):
             impostor = side(tmp_path, "node-1", directory="elsewhere").identity
-            assert await said(impostor, one, TALK, [WORD]) == "UNAVAILABLE"
+            assert await said(impostor, one, TALK, packed(WORD)) == "UNAVAILABLE"
             assert one.ears.talk == []
 
     asyncio.run(scenario())
@@ -268,13 +274,13 @@ def test_a_certificate_that_has_ended_is_refused_although_it_is_pinned(tmp_path:
         async with two(tmp_path) as (one, other):
             ended = member_identity.ensure(tmp_path / "ended", "node-1", LONG_AGO)
             one.known["node-1"] = Contact(other.address, ended.certificate)
-            assert await said(ended, one, TALK, [WORD]) == "UNAVAILABLE"
+            assert await said(ended, one, TALK, packed(WORD)) == "UNAVAILABLE"
             assert one.ears.talk == []
 
             await other.stop()
             other.identity = ended  # it listens with it, too
             await other.start()
-            assert await said(one.identity, other, TALK, [WORD]) == "UNAVAILABLE"
+            assert await said(one.identity, other, TALK, packed(WORD)) == "UNAVAILABLE"
             assert other.ears.talk == []
 
     asyncio.run(scenario())
@@ -307,7 +313,7 @@ def test_who_shows_no_certificate_does_not_get_in(tmp_path: Path) -> None:
             ) as channel:
                 call: Any = channel.stream_stream(f"/{SERVICE}/{TALK}")()
                 with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    await call.write(WORD)
+                    await call.write(*packed(WORD))
                 assert (await call.code()).name == "UNAVAILABLE"
             assert one.ears.talk == []
 
@@ -324,7 +330,7 @@ def test_a_member_that_is_taken_off_is_heard_no_more(tmp_path: Path) -> None:
             await until(lambda: one.ears.refused)
 
             assert len(one.ears.talk) == 1
-            assert await said(other.identity, one, TALK, [WORD]) == "UNAVAILABLE"
+            assert await said(other.identity, one, TALK, packed(WORD)) == "UNAVAILABLE"
 
     asyncio.run(scenario())
 
@@ -334,8 +340,10 @@ def test_a_member_that_is_taken_off_is_heard_no_more(tmp_path: Path) -> None:
     [
         (TALK, b""),
         (TALK, b"\xff" * 100),
-        (TALK, b'["Shutdown"]'),
-        (TALK, b'["Prevote",9223372036854775808,null]'),
+        (TALK, WORD),
+        (TALK, *packed(b"")),
+        (TALK, *packed(b'["Shutdown"]')),
+        (TALK, *packed(b'["Prevote",9223372036854775808,null]')),
         (CARRY, b"\xff\xff\xff\xff"),
         (CARRY, b"\x02\x00\x00\x00{}"),
         (CARRY, b""),
@@ -359,6 +367,7 @@ def test_a_frame_that_is_too_long_is_never_handed_on(tmp_path: Path) -> None:
         async with two(tmp_path) as (one, other):
             frame = bytes(FRAME_BYTES_MAX + 1)
             assert await said(other.identity, one, TALK, [frame]) == "RESOURCE_EXHAUSTED"
+            assert await said(other.identity, one, TALK, packed(frame)) == "PERMISSION_DENIED"
             assert one.ears.talk == []
 
     asyncio.run(scenario())
@@ -367,7 +376,7 @@ def test_a_frame_that_is_too_long_is_never_handed_on(tmp_path: Path) -> None:
 def test_an_unknown_method_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with two(tmp_path) as (one, other):
-            assert await said(other.identity, one, "Other", [WORD]) == "UNIMPLEMENTED"
+            assert await said(other.identity, one, "Other", packed(WORD)) == "UNIMPLEMENTED"
             other.talk("node-0", WORD)
             await until(lambda: one.ears.talk)
 

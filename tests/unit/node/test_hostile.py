@@ -20,6 +20,7 @@ from tests.unit.node.conftest import LIMIT_S, PACE, Group, trained
 from onefed import aggregate, arrays
 from onefed.node import codec, contact
 from onefed.node.grpc_transport import CARRY, FRAME_BYTES_MAX, SERVICE, TALK, GrpcTransport
+from onefed.node.packing import Packer
 from onefed.node.transport import encode_chunk
 from onefed.peer.messages import (
     Ack,
@@ -183,12 +184,16 @@ async def harass(group: Group, own: MemberIdentity, chance: random.Random, liar:
         ]
         channel = grpc.aio.secure_channel(victim.address, credentials, options=options)
         calls: dict[str, Any] = {}
+        packer = Packer()
         try:
             async with asyncio.timeout(LIMIT_S):
                 for _ in range(FRAMES_TOGETHER):
                     stream, content = next(frames)
                     if stream not in calls or calls[stream].done():
                         calls[stream] = channel.stream_stream(f"/{SERVICE}/{stream}")()
+                        packer = Packer() if stream == TALK else packer
+                    if stream == TALK and chance.random() < 0.95:  # else as it is: no packed one
+                        content = packer.pack(content)
                     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                         await calls[stream].write(content)
                         sent += 1

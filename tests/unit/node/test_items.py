@@ -11,7 +11,7 @@ from onefed.node.codec import CodecError
 from onefed.node.content import Content
 from onefed.node.items import Items
 from onefed.node.transport import Chunk
-from onefed.peer.messages import Ballot, Blob, Shard, Slice
+from onefed.peer.messages import Ballot, Blob, Parcel, Shard, Slice
 
 CONTENT = Content(first_model(), aggregate.rule("FedAvg"))
 WHOLE = Slice(1, "node-1", "digest", 0, 1)
@@ -87,6 +87,16 @@ def test_a_member_has_one_item_under_way_and_no_more() -> None:
     assert held.arrive("node-1", Chunk(other, size, 0, bytes(50))) is None
     assert held.arrive("node-1", Chunk(WHOLE, SIZE, 50, bytes(SIZE - 50))) is None
     assert held.arrive("node-2", Chunk(WHOLE, SIZE, 0, bytes(SIZE))) == bytes(SIZE)
+
+
+def test_a_checkpoint_that_is_under_way_lets_the_items_of_a_round_pass() -> None:
+    held = Items(CONTENT)
+    parcel = Parcel("node-1", 1, "digest", "")
+
+    assert held.arrive("node-1", Chunk(parcel, 100, 0, bytes(50))) is None
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 0, bytes(50))) is None
+    assert held.arrive("node-1", Chunk(parcel, 100, 50, bytes(50))) == bytes(100)
+    assert held.arrive("node-1", Chunk(WHOLE, SIZE, 50, bytes(SIZE - 50))) == bytes(SIZE)
 
 
 def test_an_item_that_came_twice_stays_when_one_of_them_is_dropped() -> None:
