@@ -62,7 +62,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
@@ -411,11 +410,12 @@ def error_answer(instruction: Instruction, code: int, reason: str) -> Answer:
 def answer_again(instruction: Instruction, answer: Answer) -> Answer:
     """What the app has answered to another message, as the reply to this one."""
     given = ProtoMessage.FromString(answer.message).metadata.message_id
-    reply = inflate_object_from_contents(given, dict(answer.objects))
-    assert isinstance(reply, Message), "it is on top of its parts"
+    given_reply = packing.inflate(given, dict(answer.objects))
     message = message_from_proto(ProtoMessage.FromString(instruction.message))
-    packed = _pack(Message(reply.content, reply_to=message), None)
-    return replace(packed, context=answer.context)
+    reply = Message(given_reply.content, reply_to=message)
+    if isinstance(given_reply, packing.Packed):
+        reply = packing.Packed(reply)
+    return replace(_pack(reply, None), context=answer.context)
 
 
 def load(app: AppReference, fab: bytes) -> ClientApp:
@@ -451,16 +451,13 @@ def execute(task: Task, find_app: Callable[[], ClientApp]) -> Answer:
     TaskIdentity.run_id = context.run_id
     TaskIdentity.node_id = context.node_id
     TaskIdentity.task_id = task.task_id
-    message = inflate_object_from_contents(task.message_id, dict(task.objects))
-    assert isinstance(message, Message), "the SuperLink named the top of a message"
+    message = packing.inflate(task.message_id, dict(task.objects))
     # The bytes of a message do not hold its own id.
     message.metadata.__dict__["_message_id"] = task.message_id
     try:
         may_pack = packing.take_offer(message)
         reply = find_app()(message, context)
-        if may_pack and reply.has_content():
-            reply.content = packing.pack(reply.content) or reply.content
-        return _pack(reply, context)
+        return _pack(packing.pack(reply) if may_pack else reply, context)
     except Exception as error:  # noqa: BLE001 - whatever an app raises
         _LOG.error("The ClientApp raised an exception", exc_info=error)
         code, reason = APP_RAISED, f"{type(error)}:<'{error}'>"

@@ -31,11 +31,11 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
     ObjectUnavailableError,
-    inflate_object_from_contents,
     pull_objects,
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from onefed.flower import packing
 from onefed.flower.adapter_wrapped_grid import WrappedGrid
 
 _LOG = logging.getLogger(__name__)
@@ -194,13 +194,11 @@ class CollectingGrid(WrappedGrid):
             )
         )
         try:
-            message = inflate_object_from_contents(each.message_id, contents)
+            message = packing.inflate(each.message_id, contents)
         except Exception as error:  # noqa: BLE001 - whatever hostile bytes make Flower raise
             _LOG.exception("A reply cannot be read.")
             reason = f"Flower cannot read it: {type(error).__name__}: {error}"
             return self._failed(each, UNREADABLE, reason)
-        if not isinstance(message, Message):
-            return self._failed(each, UNREADABLE, f"it is a {type(message).__name__}")
         message.metadata.__dict__["_message_id"] = each.message_id
         return message
 

@@ -53,13 +53,18 @@ CALLS: Sequence[tuple[str, str, int, tuple[str, ...]]] = [
         ("flwr.common.serde", name, 1, ())
         for name in (
             *("context_from_proto", "context_to_proto", "message_from_proto", "message_to_proto"),
-            *("run_from_proto", "recorddict_from_proto", "recorddict_to_proto"),
+            "run_from_proto",
         )
     ),
     *(
         (_OBJECTS, name, 1, ())
-        for name in ("get_all_nested_objects", "get_object_tree", "iterate_object_tree")
+        for name in (
+            *("get_all_nested_objects", "get_object_tree", "iterate_object_tree"),
+            "get_object_children_ids_from_object_content",
+        )
     ),
+    (_OBJECTS, "add_header_to_object_body", 2, ()),
+    (_OBJECTS, "get_object_body", 2, ()),
     (_OBJECTS, "no_object_id_recompute", 0, ()),
     ("flwr.supercore.inflatable.inflatable_utils", "inflate_object_from_contents", 2, ()),
     (

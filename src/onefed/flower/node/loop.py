@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from onefed.flower import adapter_fleet
+from onefed.flower import adapter_fleet, packing
 from onefed.flower.adapter_fleet import (
     Answer,
     AppReference,
@@ -115,15 +115,15 @@ class _Question:
     run_id: int
     message_type: str
     round_name: str
-    parts: frozenset[str]
+    content_id: str
 
     @classmethod
-    def of(cls, instruction: Instruction) -> _Question:
+    def of(cls, instruction: Instruction, objects: Mapping[str, bytes]) -> _Question:
         return cls(
             instruction.run_id,
             instruction.message_type,
             instruction.round_name,
-            frozenset(instruction.object_ids) - {instruction.message_id},
+            packing.content_id(instruction.message_id, objects),
         )
 
 
@@ -337,7 +337,7 @@ class Node:
             return
         objects = self._receive(instruction)
         received_s = self._clock()
-        question = _Question.of(instruction)
+        question = _Question.of(instruction, objects)
         answer = self._known(instruction, question)
         if answer is None:
             app = AppReference(run.fab_id, run.fab_version, run.fab_hash)

@@ -21,7 +21,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 LIMIT_S = 40.0
 """What does not happen within this does not happen."""
@@ -183,6 +182,8 @@ class World:
 
     def answer(self, message_id: str) -> Message:
         """The reply to a message, as soon as it is there as a whole."""
+        from onefed.flower import packing
+
         state = self.server.state
         [reply] = until(lambda: state.get_message_res({message_id}, run_id=self.run_id))
         tree = until(lambda: self._tree(reply.metadata.message_id))
@@ -190,9 +191,7 @@ class World:
             part.object_id: until(lambda part=part: state.object_store.get(part.object_id))
             for part in iterate_object_tree(tree)
         }
-        found = inflate_object_from_contents(reply.metadata.message_id, contents)
-        assert isinstance(found, Message)
-        return found
+        return packing.inflate(reply.metadata.message_id, contents)
 
     def facts(self, node_id: int, **told: str) -> dict[str, Any]:
         """What the app says of itself."""

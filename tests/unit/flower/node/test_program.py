@@ -79,7 +79,7 @@ def test_the_same_question_of_our_round_loop_gets_the_same_answer_and_trains_not
 
     def facts(group: str) -> dict[str, Any]:
         content = world.answer(world.ask(node.node_id, group=group)).content
-        return dict((packing.unpack(content) or content)["facts"])
+        return dict(content["facts"])
 
     once, again, later = (facts(f"{number}{packing.OFFER}") for number in (1, 1, 2))
     assert again == once
