@@ -27,6 +27,9 @@ from onefed.telemetry.log import EventLog
 POLL_S = 0.5
 """Between two questions for work; each costs about 20 ms of CPU, half of it in the SuperLink."""
 
+POLL_WORKING_S = 2.0
+"""While a ServerApp of ours lives: another run may begin beside it, and nothing waits for it."""
+
 POLL_FAST_S = 0.1
 """While work is likely: after our own start and after the end of a ServerApp."""
 
@@ -80,6 +83,8 @@ class Executor:
             record = self._launcher.start(task.run_id, command)
             self._running.append(record)
             task_record.write(self._record, record)
+        if self._running:
+            return POLL_WORKING_S
         return POLL_FAST_S if self._clock() < self._hurry_until else POLL_S
 
     def has_died(self) -> bool:

@@ -141,6 +141,16 @@ class RunWatch:
         self._death_told = run_id if died else 0
         return died
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the ServerApp of the newest submission lives; asks only the kernel."""
+        if self._state.status != "running":
+            return False
+        record = task_record.read(self._told.task_record)
+        return (
+            record is not None and record.run_id == self._state.submissions[-1] and record.lives()
+        )
+
     def submit(self, fab: bytes, asked: Mapping[str, Any]) -> str:
         """Take an app to run next; returns the identity of its run.
 

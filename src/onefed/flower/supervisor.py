@@ -32,6 +32,10 @@ from onefed.telemetry.log import EventLog
 POLL_S = 0.5
 """One round of looking: new keys, nodes that came or went, the state of the run."""
 
+CALM_POLL_S = 2.0
+"""Between two looks at nodes and run while a ServerApp lives: its death is seen by itself, and each
+look costs the SuperLink, which the round needs, two requests."""
+
 DEATH_LOOK_S = 0.05
 """In between, the kernel is asked whether the ServerApp of a run lives; that costs 0.1 ms."""
 
@@ -70,6 +74,9 @@ class Supervisor:
             reach=reach,
         )
         self._desk = Desk(instructions, roster, self._nodes, self._run, control=control, now=now)
+        self._clock = clock
+        self._looked_s = -CALM_POLL_S
+        """When nodes and run were looked at last."""
 
     def step(self, *, only_the_run: bool = False) -> bool:
         """Look once at everything; True when the run has ended, until another is submitted.
@@ -79,7 +86,10 @@ class Supervisor:
         """
         if not only_the_run:
             self._desk.look()
+            if self._run.is_under_way and self._clock() - self._looked_s < CALM_POLL_S:
+                return False
             self._nodes.look()
+        self._looked_s = self._clock()
         return self._run.look(len(self._nodes.online))
 
     def server_app_died(self) -> bool:

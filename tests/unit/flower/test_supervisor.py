@@ -22,7 +22,7 @@ import pytest
 from onefed.checkpoint import files
 from onefed.flower import adapter, bundle, mailbox, registration, run_log, run_watch, task_record
 from onefed.flower.instructions import Instructions
-from onefed.flower.supervisor import Supervisor
+from onefed.flower.supervisor import CALM_POLL_S, Supervisor
 from onefed.local import onegate as local_onegate
 from onefed.local import service
 from onefed.opennebula import onegate
@@ -760,9 +760,26 @@ class TestDeadServerApp:
         process = with_app.server_app_starts()
 
         with_app.run_dies()
+        with_app.clock.sleep(CALM_POLL_S)
         assert not watching.step()
 
         assert process.wait() == -signal.SIGKILL
+
+    def test_while_one_lives_the_superlink_is_left_to_it_but_for_a_look_now_and_then(
+        self, with_app: Coordinator
+    ) -> None:
+        watching = with_app.running()
+        process = with_app.server_app_starts()
+        with_app.clock.sleep(CALM_POLL_S)
+        assert not watching.step()
+
+        with_app.run_dies()
+        assert not watching.step()
+        assert process.poll() is None, "Flower was not asked"
+        process.kill()
+        process.wait()
+        assert not watching.step(), "its death is seen at once"
+        assert [event.attempt for event in with_app.of(events.RunSubmitted)] == [1, 2]
 
     def test_one_that_nobody_recorded_is_waited_for_a_while(self, with_app: Coordinator) -> None:
         watching = with_app.running()

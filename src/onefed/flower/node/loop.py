@@ -240,7 +240,7 @@ class Node:
             self._apologise(instruction, error)
         finally:
             self.is_working = False
-        self._polling.messaged(came_s=came_s, now_s=self._clock())
+        self._polling.messaged(instruction.message_type, came_s=came_s, now_s=self._clock())
         return self._polling.empty(self._clock())
 
     # --- the SuperLink ---------------------------------------------------------------------------

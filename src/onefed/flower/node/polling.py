@@ -12,6 +12,7 @@ second (docs/flower.md), so what counts is what all nodes ask together:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 REQUESTS_PER_S_MAX = 30.0
@@ -28,9 +29,19 @@ HEARTBEAT_S = 20.0
 
 FIRST_S = 0.02
 """After a reply, in a small fleet; a large one waits until its fleet has replied."""
+
+USUAL_GAPS = 3
+USUAL_SHARE = 0.7
+"""The first look after a reply comes after this share of the shortest of the last gaps that
+followed a reply of that kind: earlier ones would be in vain, and cost the others of the round."""
+USUAL_MAX_S = 0.5
+"""A gap may be much shorter than the last ones: then so much is lost at most."""
 GROWTH = 1.5
 EAGER_MAX_S = 0.3
 """Longest pause of a node that is owed a message, in a small fleet."""
+
+KINDS_MAX = 8
+"""Of messages, whose gaps are remembered."""
 
 EAGER_FOR_S = 15.0
 """A message is owed for so long after the last one, or for ``EAGER_GAPS`` usual gaps."""
@@ -72,16 +83,30 @@ class Polling:
         self._idle_s = idle_pause_s(fleet_size)
         self._lost_max_s = max(LOST_MAX_S, fleet_size / REQUESTS_PER_S_MAX)
         self._next_s = self._eager_max_s
+        self._leap_s = 0.0
+        """What the first pause has beyond it."""
         self._lost_s = LOST_FIRST_S
         self._last_s = now_s
         """When the last message was done with."""
         self._eager_for_s = EAGER_FOR_S
+        self._kind: str | None = None
+        """Of the last message."""
+        self._gaps: dict[str, deque[float]] = {}
+        """By the kind of a message: seconds from its reply to the next message."""
 
-    def messaged(self, *, came_s: float, now_s: float) -> None:
-        """A message came at ``came_s`` and is done with now."""
+    def messaged(self, kind: str, *, came_s: float, now_s: float) -> None:
+        """A message of this kind (train, evaluate) came at ``came_s`` and is done with now."""
         gap_s = max(0.0, came_s - self._last_s)
+        if self._kind is not None:
+            self._gaps[self._kind].append(gap_s)
+        self._kind = kind
+        if len(self._gaps) == KINDS_MAX:
+            self._gaps.clear()
+        usual = self._gaps.setdefault(kind, deque(maxlen=USUAL_GAPS))
+        usual_s = min(USUAL_SHARE * min(usual, default=0.0), USUAL_MAX_S)
         self._eager_for_s = min(max(EAGER_FOR_S, EAGER_GAPS * gap_s), EAGER_FOR_MAX_S)
         self._last_s = now_s
+        self._leap_s = max(0.0, usual_s - self._first_s)
         self._next_s = self._first_s
         self._lost_s = LOST_FIRST_S
 
@@ -90,9 +115,9 @@ class Polling:
         self._lost_s = LOST_FIRST_S
         if now_s - self._last_s > self._eager_for_s:
             return self._stretched(self._idle_s)
-        pause_s = self._next_s
-        self._next_s = min(pause_s * GROWTH, self._eager_max_s)
-        return self._stretched(pause_s)
+        pause_s, leap_s = self._next_s, self._leap_s
+        self._next_s, self._leap_s = min(pause_s * GROWTH, self._eager_max_s), 0.0
+        return leap_s + self._stretched(pause_s)
 
     def lost(self) -> float:
         """The SuperLink did not answer; returns the pause until the next try."""

@@ -36,7 +36,7 @@ def test_an_idle_fleet_keeps_its_budget_with_everybodys_heartbeats(fleet_size: i
 def test_a_whole_fleet_that_waits_for_its_next_round_is_no_crowd(fleet_size: int) -> None:
     """A stock SuperLink answers about 100 requests a second."""
     policy = Polling(fleet_size, now_s=0.0, random=random.Random(1).random)
-    policy.messaged(came_s=1.0, now_s=2.0)
+    policy.messaged("train", came_s=1.0, now_s=2.0)
     now_s, count = 2.0, 0
     while now_s < 12.0:
         count += 1
@@ -46,16 +46,36 @@ def test_a_whole_fleet_that_waits_for_its_next_round_is_no_crowd(fleet_size: int
 
 def test_a_node_that_is_owed_a_message_asks_at_once_and_then_less_often() -> None:
     policy = Polling(3, now_s=0.0, random=lambda: 0.0)
-    policy.messaged(came_s=1.0, now_s=2.0)
+    policy.messaged("train", came_s=1.0, now_s=2.0)
     pauses = [policy.empty(2.0) for _ in range(12)]
     assert pauses[0] <= 0.05
     assert pauses == sorted(pauses)
     assert pauses[-1] == polling.EAGER_MAX_S
 
 
+def test_the_first_look_waits_for_what_is_usual_after_a_reply_of_that_kind() -> None:
+    policy = Polling(3, now_s=0.0, random=lambda: 0.0)
+    now_s, pauses = 0.0, []
+    for kind, gap_s in [("train", 0.1), ("evaluate", 0.4)] * 3:
+        policy.messaged(kind, came_s=now_s, now_s=now_s)
+        pauses.append(policy.empty(now_s))
+        assert policy.empty(now_s) <= 0.05, "then it looks often"
+        now_s += gap_s
+    assert pauses == pytest.approx([0.03, 0.03, 0.07, 0.28, 0.07, 0.28])
+    policy.messaged("train", came_s=now_s + 30.0, now_s=now_s + 30.0)
+    assert policy.empty(now_s + 30.0) <= 0.1, "a single long gap does not change it"
+
+
+def test_however_long_the_gaps_are_it_looks_soon() -> None:
+    policy = Polling(3, now_s=0.0, random=lambda: 0.0)
+    for round_number in range(5):
+        policy.messaged("train", came_s=60.0 * round_number, now_s=60.0 * round_number)
+    assert policy.empty(300.0) == polling.USUAL_MAX_S
+
+
 def test_it_gives_up_hope_after_a_few_usual_gaps() -> None:
     policy = Polling(3, now_s=0.0, random=lambda: 0.0)
-    policy.messaged(came_s=20.0, now_s=30.0)  # the gap was 20 s
+    policy.messaged("train", came_s=20.0, now_s=30.0)  # the gap was 20 s
     assert policy.empty(30.0 + 59.0) <= polling.EAGER_MAX_S
     assert policy.empty(30.0 + 61.0) == polling.IDLE_MIN_S
 
