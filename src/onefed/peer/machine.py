@@ -262,7 +262,7 @@ def _received(state: State, event: Received) -> None:
     if isinstance(message, Relay):
         inner = relay.opened(state, sender, message)
         if inner is not None:
-            _take(state, message.origin, inner)
+            _take(state, state.rules.author(message.origin, sender), inner)
     else:
         _take(state, sender, message)
 

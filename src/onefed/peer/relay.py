@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from onefed.peer import repair, topology
 from onefed.peer.interface import Action, Send
-from onefed.peer.messages import Control, Data, NodeId, Relay, Want
+from onefed.peer.messages import Control, Data, Item, NodeId, Relay, Want
 from onefed.peer.state import NEVER, State
 from onefed.peer.topology import Topology
 
@@ -27,7 +27,7 @@ def is_sparse(state: State) -> bool:
 
 def neighbours(state: State) -> frozenset[NodeId]:
     """Whom this node has a connection to, by the topology."""
-    return topology.neighbours(state.settings.topology, _order(state), state.me)
+    return topology.neighbours(state.settings.topology, state.order, state.me)
 
 
 def pushing(state: State) -> frozenset[NodeId]:
@@ -45,7 +45,7 @@ def opened(state: State, sender: NodeId, envelope: Relay) -> Control | None:
     if envelope.origin == state.me or not _is_new(state, envelope):
         return None
     state.heard_s[envelope.origin] = state.now_s
-    if set(envelope.to) - {state.me}:
+    if set(envelope.to) - {state.me} and state.rules.hands_on():
         for node in sorted(links(state) - {sender, envelope.origin}):
             state.send(node, envelope)
     return envelope.message if state.me in envelope.to else None
@@ -58,7 +58,7 @@ def pull(state: State, sender: NodeId, message: Want) -> None:
         return
     state.asked.setdefault(item, {})[sender] = None
     again_s = state.pulled_s.get(item, -NEVER) + state.settings.repair_s / 2
-    if source not in (state.me, sender) and state.now_s >= again_s:
+    if source not in (state.me, sender) and state.now_s >= again_s and state.rules.asks_on():
         state.pulled_s[item] = state.now_s
         state.send(source, message)
 
@@ -86,7 +86,7 @@ def routed(state: State) -> list[Action]:
             case Want() as message:
                 # Not back to who waits for it here: that one has no other way.
                 waiting = state.asked.get(message.item, {}).keys()
-                hop = _next_hop(state, near - waiting or near, action.to)
+                hop = _next_hop(state, near - waiting or near, action.to, message.item)
                 if hop is not None:
                     out.append(Send(hop, message))
             case message:
@@ -105,10 +105,7 @@ def forget(state: State) -> None:
     """After a commit: who still wants something asks again."""
     state.asked.clear()
     state.pulled_s.clear()
-
-
-def _order(state: State) -> tuple[NodeId, ...]:
-    return topology.in_order((*(member.node for member in state.commit.roster), state.me))
+    state.hops.clear()
 
 
 def _is_up(state: State, node: NodeId) -> bool:
@@ -131,16 +128,21 @@ def _is_new(state: State, envelope: Relay) -> bool:
     return True
 
 
-def _next_hop(state: State, near: frozenset[NodeId], to: NodeId) -> NodeId | None:
-    """The neighbour that is nearest to a node, around those that are silent if there is a way."""
-    order = _order(state)
-    if to not in order:
-        return min(near, default=None)
+def _next_hop(state: State, near: frozenset[NodeId], to: NodeId, item: Item) -> NodeId | None:
+    """The neighbour that is nearest to a node, around those that are silent if there is a way.
+
+    An item that was asked for before is asked for another way round: somewhere along the first one
+    a link may be cut.
+    """
+    order = state.order
+    if to not in order:  # it joins: its connections are those that it would have as a member
+        order = topology.in_order((*order, to))
+    tries = state.hops[item] = state.hops.get(item, -1) + 1
     silent = {node for node in near if not _is_up(state, node)}
     unheard = {node for node in order if not state.is_live(node)}
     for without in (unheard, silent, frozenset[NodeId]()):
         hops = topology.distances(state.settings.topology, order, to, {*without, state.me})
-        reached = [(hops[node], node) for node in near - without if node in hops]
+        reached = sorted((hops[node], node) for node in near - without if node in hops)
         if reached:
-            return min(reached)[1]
+            return reached[tries % len(reached)][1]
     return None

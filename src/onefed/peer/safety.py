@@ -149,6 +149,18 @@ class Rules:
         """A restarted leader never resumes its term: it does not know its attempts."""
         return False
 
+    def author(self, origin: NodeId, sender: NodeId) -> NodeId:
+        """Who says what is in an envelope: its origin, whoever hands it on."""
+        return origin
+
+    def hands_on(self) -> bool:
+        """Whether an envelope that is new goes on to all other neighbours."""
+        return True
+
+    def asks_on(self) -> bool:
+        """Whether a node that is asked for what it lacks asks the next one on the way."""
+        return True
+
     def in_order(self, actions: list[Action]) -> list[Action]:
         """What is said comes after what was saved."""
         return actions

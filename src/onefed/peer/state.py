@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from onefed.peer import topology
 from onefed.peer.interface import Action, Append, CommittedRecord, Notice, Send
 from onefed.peer.messages import (
     Ack,
@@ -99,6 +100,8 @@ class State:
     me: NodeId = ""
     voters: tuple[NodeId, ...] = ()
     """Of ``commit.roster``, but for those that the operator has called gone."""
+    order: tuple[NodeId, ...] = ()
+    """This node and all of ``commit.roster``, as ``topology`` has them."""
     evicted: frozenset[NodeId] = frozenset()
     """Those; of the roster all of them."""
     now_s: float = 0.0
@@ -121,6 +124,8 @@ class State:
     """Items that others wait for, and who, in their order."""
     pulled_s: dict[Item, float] = field(default_factory=dict)
     """When an item was asked for on behalf of others."""
+    hops: dict[Item, int] = field(default_factory=dict)
+    """How often an item was asked for on its way, but for the first time."""
     pulled: Ballot | None = None
     """Plan all of whose items were asked for."""
     told_alone: bool = False
@@ -208,6 +213,7 @@ class State:
         names = tuple(member.node for member in self.commit.roster)
         self.evicted &= set(names)
         self.voters = tuple(name for name in names if name not in self.evicted)
+        self.order = topology.in_order((*names, self.me))
 
     def set_commit(self, entry: Entry) -> None:
         """Take note of a committed entry that is newer; without the follow-ups of ``repair``."""

@@ -6,6 +6,7 @@ Pure functions of the members' names, so all nodes that know the same roster kno
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Collection, Iterable
 
 from onefed.peer.messages import NodeId
@@ -26,6 +27,7 @@ def in_order(nodes: Iterable[NodeId]) -> tuple[NodeId, ...]:
     return tuple(sorted(set(nodes), key=lambda node: (len(node), node)))
 
 
+@functools.lru_cache(maxsize=4096)
 def neighbours(topology: Topology, order: tuple[NodeId, ...], node: NodeId) -> frozenset[NodeId]:
     """Whom a member has a connection to."""
     others = frozenset(order) - {node}

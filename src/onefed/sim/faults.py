@@ -10,7 +10,7 @@ from onefed.peer.interface import (
     Notice,
     Send,
 )
-from onefed.peer.messages import Ack, Adopt, Data, Heartbeat, NodeId, Plan, Shard, Vote
+from onefed.peer.messages import Ack, Adopt, Data, Heartbeat, NodeId, Plan, Relay, Shard, Vote
 from onefed.peer.state import Role
 from onefed.sim.options import Aim, Fault, Kind
 from onefed.sim.world import Host, World
@@ -64,7 +64,8 @@ def strike(world: World, fault: Fault, acting: Host | None) -> None:
             pairs = [(o.name, host.name) if hears else (host.name, o.name) for o in others]
             _cut(world, fault.for_s, pairs)
         case Kind.PAIR | Kind.RESET:
-            other = others[fault.groups % len(others)]
+            near = [each for each in others if world.linked(host, each)] or others
+            other = near[fault.groups % len(near)]
             if fault.kind is Kind.PAIR:
                 _cut(world, fault.for_s, [(host.name, other.name), (other.name, host.name)])
             # Not at once: an aimed fault strikes inside of a step, and steps do not nest.
@@ -138,7 +139,7 @@ class _Aimed:
     def watch(self, host: Host, action: Action) -> bool:
         """Before each action: whether the host ends here. Other faults strike right after it."""
         world, fault = self._world, self._fault
-        if self._over or world.now_s < fault.at_s or not _is(fault.aim, action):
+        if self._over or world.now_s < fault.at_s or not _is(fault.aim, action, host.name):
             return False
         if self._skip:
             self._skip -= 1
@@ -154,7 +155,12 @@ class _Aimed:
         return False
 
 
-def _is(aim: Aim | None, action: Action) -> bool:
+def _is(aim: Aim | None, action: Action, acting: NodeId) -> bool:
+    if isinstance(action, Send) and isinstance(action.message, Relay):
+        envelope = action.message
+        if envelope.origin != acting:
+            return False  # it hands on what another one says
+        action = Send(action.to, envelope.message)
     match aim, action:
         case Aim.ACCEPTED, Append(AcceptedRecord()):
             return True

@@ -183,6 +183,27 @@ class LeadsAgain(Rules):
         return voted_for == me
 
 
+class SendersWord(Rules):
+    """Whoever hands an envelope on is taken for the one that speaks."""
+
+    def author(self, origin: NodeId, sender: NodeId) -> NodeId:
+        return sender
+
+
+class HandsOnNothing(Rules):
+    """Envelopes end at the first node."""
+
+    def hands_on(self) -> bool:
+        return False
+
+
+class AsksNobody(Rules):
+    """An item that is not here is not looked for elsewhere."""
+
+    def asks_on(self) -> bool:
+        return False
+
+
 def uncut(content: bytes, node: NodeId, experiment: str) -> journal.Replayed:
     """The torn tail stays, and is written after."""
     return replace(journal.replay(content, node, experiment), good_bytes=len(content))
@@ -215,8 +236,8 @@ class Mutant:
     replay: Replay = journal.replay
     compact: Compact = journal.compacted
     sync: bool = True
-    losses: bool = False
-    """Only schedules with an operator's decision can show it."""
+    shown_by: Callable[[int], bool] | None = None
+    """Only schedules of such seeds can show it; None: of all."""
     keeps: bool = True
 
 
@@ -235,9 +256,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("many-changes", "the roster changes by one", ManyChanges()),
     Mutant("new-roster-decides", "the roster before a change decides on it", NewRosterDecides()),
     Mutant("partial-anyway", "no partial aggregation where the rule has none", PartialAnyway()),
-    Mutant("most-survivors", "all that are left decide", MostSurvivors(), losses=True),
-    Mutant("common-terms", "a decision has terms of its own", CommonTerms(), losses=True),
-    Mutant("one-history", "a decision parts histories", OneHistory(), losses=True),
+    Mutant("most-survivors", "all that are left decide", MostSurvivors(), shown_by=options.loses),
+    Mutant(
+        "common-terms", "a decision has terms of its own", CommonTerms(), shown_by=options.loses
+    ),
+    Mutant("one-history", "a decision parts histories", OneHistory(), shown_by=options.loses),
     Mutant("leads-again", "a restarted leader never resumes its term", LeadsAgain()),
     Mutant("no-sync", "synced means on disk", sync=False),
     Mutant("tail-stays", "the torn tail of the journal is cut", replay=uncut),
@@ -245,6 +268,24 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("last-stash", "the newest parcel of a node is kept", LastStash()),
     Mutant("oldest-restored", "the newest that is offered is restored", OldestRestored()),
     Mutant("stashed-unsaved", "a parcel is kept after it is saved", keeps=False),
+    Mutant(
+        "senders-word",
+        "what is handed on is its origin's word",
+        SendersWord(),
+        shown_by=options.is_sparse,
+    ),
+    Mutant(
+        "hands-on-nothing",
+        "an envelope reaches all",
+        HandsOnNothing(),
+        shown_by=options.is_sparse,
+    ),
+    Mutant(
+        "asks-nobody",
+        "an item is pulled hop by hop",
+        AsksNobody(),
+        shown_by=options.is_sparse,
+    ),
     Mutant("compaction-forgets", "a short journal says what the long one said", compact=forgetful),
 )
 
@@ -266,8 +307,8 @@ def judge(
     only: frozenset[str] | None = None,
 ) -> Verdict:
     """Run schedules until one kills the mutant, by one of the promises in ``only``."""
-    if mutant.losses:
-        seeds = filter(options.loses, seeds)
+    if mutant.shown_by is not None:
+        seeds = filter(mutant.shown_by, seeds)
     for count in range(1, schedules_max + 1):
         outcome = run(
             options.draw(next(seeds)),

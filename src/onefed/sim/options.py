@@ -160,28 +160,52 @@ def loses(seed: int) -> bool:
     return seed % 16 in (11, 14)
 
 
+def is_sparse(seed: int) -> bool:
+    """Whether not all members are connected in the schedule of a seed."""
+    return seed % 16 in (5, 8)
+
+
 def draw(seed: int) -> Options:
     """The schedule of a seed."""
     drawn = _draw(seed)
-    if seed % 16 in (5, 8):
+    if is_sparse(seed):
         return _sparse(drawn)
     return _with_loss(drawn) if loses(seed) else drawn
 
 
 def _sparse(drawn: Options) -> Options:
-    """The same in a group whose members are not all connected, and whose roster stays."""
+    """The same in a group whose members are not all connected; in most of them the roster changes.
+
+    Who has a connection to whom changes with it: the hub of a star leaves, a ring closes anew.
+    """
     random = Random(f"topology {drawn.seed}")  # noqa: S311 - repeatable chance
     topology = random.choice((Topology.RING, Topology.LINE, Topology.STAR))
+    nodes = random.choice((3, 4, 5, 6))
+    changes = random.random() < 0.6
+    faults = [each for each in drawn.faults if each.kind is not Kind.LEAVE]
+    joiners = random.choice((0, 1, 1, 2)) if changes else 0
+    if changes and (not joiners or random.random() < 0.5):
+        leaving = random.sample(range(nodes), random.randint(1, nodes - 2))
+        faults += [
+            Fault(Kind.LEAVE, random.uniform(0.0, drawn.calm_at_s), 0.0, node) for node in leaving
+        ]
+    if random.random() < 0.4:  # a link between two neighbours, at the moment of a change or not
+        aim = random.choice((None, Aim.CHANGING, Aim.PLANNED, Aim.REDUCED, Aim.COMMITTED))
+        groups = random.randrange(nodes)
+        faults.append(Fault(Kind.PAIR, 0.5, random.uniform(0.5, 4.0), -1, aim, 1, groups))
     return replace(
         drawn,
         topology=topology,
         stash_rounds=0,
-        nodes=random.choice((3, 4, 5, 6)),
-        joiners=0,
-        observers=0,
-        evict_after_rounds=0,
-        faults=tuple(each for each in drawn.faults if each.kind is not Kind.LEAVE),
-        dead=min(drawn.dead, 1) if topology is Topology.RING else 0,
+        nodes=nodes,
+        joiners=joiners,
+        observers=1 if changes and random.random() < 0.2 else 0,
+        rounds=max(drawn.rounds, 4) if changes else drawn.rounds,
+        evict_after_rounds=random.choice((0, 0, 1, 2)) if changes else 0,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
+        dead=min(drawn.dead, 1) if topology is Topology.RING and not changes else 0,
+        whole_roster=drawn.whole_roster and not changes,
+        calm_at_s=max([drawn.calm_at_s, *(each.at_s + each.for_s for each in faults)]),
     )
 
 

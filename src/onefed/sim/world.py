@@ -59,6 +59,7 @@ from onefed.peer.messages import (
     NodeId,
     Parcel,
     Plan,
+    Roster,
     Shard,
     Slice,
     Stashes,
@@ -118,6 +119,8 @@ class Host:
         """What others have told this life that they keep of its name before."""
         self.may_train = True
         """It does not wait for what others have kept of it."""
+        self.near_by: tuple[Roster, frozenset[NodeId]] = ((), frozenset())
+        """Its neighbours, by a roster."""
         self.left = False
         self.dead = False
         """Does not come back."""
@@ -155,8 +158,6 @@ class World:
         self.random = Random(f"network {options.seed}")  # noqa: S311 - repeatable chance
         self.watches: list[Watch] = []
         self.log: deque[tuple[float, NodeId, object]] = deque(maxlen=LOG_EVENTS_MAX)
-        self.unlinked: set[tuple[NodeId, NodeId]] = set()
-        """Between whom there is no connection at all."""
         self.returning: set[NodeId] = set()
         """Gone ones that will come back, once the others have gone on."""
         self.cut: dict[tuple[NodeId, NodeId], int] = {}
@@ -209,12 +210,6 @@ class World:
             self.hosts[host.name] = host
             begins_s = options.join_at_s if place >= options.nodes else 0.0
             self.at(begins_s + self.random.uniform(0.0, 0.05), self.start, host)
-        names = topology.in_order(self.hosts)
-        for name in names if options.topology is not Topology.FULL else ():
-            near = topology.neighbours(options.topology, names, name)
-            for other in set(names) - near - {name}:
-                self.unlinked.add((name, other))
-                self.cut[name, other] = 1  # for ever
         self.checkers.disks = {name: host.disk for name, host in self.hosts.items()}
 
     # Time
@@ -283,12 +278,16 @@ class World:
         host.disk.crash(self.random, torn=self.options.torn)
         if self.options.resets:
             for other in self.hosts.values():
-                if other is not host and (host.name, other.name) not in self.cut:
+                if (
+                    other is not host
+                    and (host.name, other.name) not in self.cut
+                    and self.linked(host, other)
+                ):
                     self.after(self._latency_s(), self.reset, other, host, host.life)
 
     def reset(self, host: Host, peer: Host, life: int) -> None:
         """A connection breaks, if the peer is still what it was."""
-        if peer.life == life and (host.name, peer.name) not in self.unlinked:
+        if peer.life == life and self.linked(host, peer):
             self.step(host, Lost(peer.name))
 
     def leave(self, host: Host, node: NodeId) -> None:
@@ -309,7 +308,7 @@ class World:
         others = [host for host in self.hosts.values() if host not in gone]
         if any(entry.evictions for entry in checkers.committed.values()):
             # Where they cannot reach the others they would go on by themselves.
-            reachable = self.now_s >= self.options.calm_at_s and len(self.cut) == len(self.unlinked)
+            reachable = self.now_s >= self.options.calm_at_s and not self.cut
             for host in gone:
                 if host.name in self.returning and reachable:
                     host.dead = False
@@ -383,6 +382,23 @@ class World:
 
     # Network
 
+    def linked(self, one: Host, other: Host) -> bool:
+        """Whether there is a connection: they are neighbours by the roster that one of them knows.
+
+        Whoever takes the other for a neighbour connects to it.
+        """
+        if self.options.topology is Topology.FULL:
+            return True
+        return other.name in self._near(one) or one.name in self._near(other)
+
+    def _near(self, host: Host) -> frozenset[NodeId]:
+        known = host.disk.known
+        roster = self.checkers.start.roster if known is None else known.commit.roster
+        if roster is not host.near_by[0]:
+            order = topology.in_order((*(member.node for member in roster), host.name))
+            host.near_by = roster, topology.neighbours(self.options.topology, order, host.name)
+        return host.near_by[1]
+
     def _latency_s(self) -> float:
         options = self.options
         if self.spike_share and self.random.random() < self.spike_share:
@@ -435,11 +451,14 @@ class World:
             self.checkers.on_send(host.name, to, message)
         self.log.append((self.now_s, host.name, action))
         kept_back = host.hoards and isinstance(message, Data) and isinstance(message.item, Slice)
-        if (kept_back or (self.cut and (host.name, to) in self.cut)) or (
-            self.loss and self.random.random() < self.loss
+        receiver = self.hosts[to]
+        if (
+            kept_back
+            or (self.cut and (host.name, to) in self.cut)
+            or not self.linked(host, receiver)
+            or (self.loss and self.random.random() < self.loss)
         ):
             return
-        receiver = self.hosts[to]
         self.after(self._latency_s(), self.deliver, receiver, host.name, message, bytes_)
         if self.duplication and self.random.random() < self.duplication:
             self.after(self._latency_s(), self.deliver, receiver, host.name, message, bytes_)
