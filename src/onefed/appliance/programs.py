@@ -134,6 +134,7 @@ def superlink(
         *("--runtime-api-address", address),
         *secret,
         *("--record", str(paths.task_record)),
+        *("--app", str(paths.app)),
     ]
     supervise = [sys.executable, "-P", "-m", "onefed.flower.supervisor", str(paths.supervisor)]
     mine = {

@@ -6,6 +6,9 @@ Flower and our round loop once, and forks a process that becomes ``flwr-serverap
 
     executor -> nursery -> flwr-serverapp
 
+Where the app is known it imports the app's libraries as well, in a child that goes on in its place:
+one that had better not fork afterwards, or dies of it, is forgotten.
+
 Both stay in the process group of the executor, which a signal to it reaches as a whole. A ServerApp
 dies with its nursery, the nursery with its executor.
 """
@@ -110,12 +113,14 @@ class Nursery:
 def start(
     prepare: Callable[[], None] = adapter_runtime.preload_server_app,
     become: Callable[[Sequence[str]], None] = adapter_runtime.run_server_app,
+    more: Callable[[], None] | None = None,
 ) -> Nursery:
     """Fork a nursery; this process has to be single-threaded until then.
 
     Args:
         prepare: imports, in the nursery.
         become: what a forked process does with its arguments.
+        more: imports what may forbid forks, or may not be importable.
     """
     ours, theirs = forking.pair()
     executor = os.getpid()
@@ -123,7 +128,12 @@ def start(
     if pid == 0:
         ours.close()
         forking.die_with_parent(signal.SIGKILL, executor)
+        # Its end is that of the executor, which first ends the ServerApps.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         prepare()
+        if more is not None:
+            _improve(more)
         argv = _serve(theirs)
         theirs.close()
         _grow_up(argv)
@@ -134,11 +144,31 @@ def start(
     return Nursery(ours, pid)
 
 
+def _improve(more: Callable[[], None]) -> None:
+    """Go on as a child that has imported more; as before where that is no good."""
+    nursery = os.getpid()
+    told, tells = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        forking.die_with_parent(signal.SIGKILL, nursery)
+        with contextlib.suppress(BaseException):
+            more()
+            if not forking.hazards():
+                os.write(tells, b"good")
+                os.close(told)
+                os.close(tells)
+                return
+        os._exit(1)
+    os.close(tells)
+    is_good = bool(os.read(told, 4))
+    os.close(told)
+    os.waitpid(pid, 0)
+    if is_good:
+        os._exit(0)  # it was the nursery, and has ended
+
+
 def _serve(control: socket.socket) -> list[str]:
     """The life of a nursery; returns in each forked process, with its arguments."""
-    # Its end is that of the executor, which first ends the ServerApps.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     forking.settle()
     nursery = os.getpid()
     try:

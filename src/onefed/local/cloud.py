@@ -24,6 +24,7 @@ from onefed.appliance.machine import free_port
 from onefed.appliance.paths import Paths
 from onefed.checkpoint import files
 from onefed.errors import ExitCode, OnefedError
+from onefed.flower import libraries
 from onefed.local import host, ownership, state, summary, warm
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import RoleState, ServiceModel, ServiceState, VmRecord
@@ -80,6 +81,8 @@ class Cloud:
         self._model = ServiceModel(SERVICE_ID, spec.name)
         self._machines: list[Machine] = []
         self._warm = warm_process
+        self._warm_for_nodes: warm.Warm | None = None
+        """It has imported what the app imports, too."""
         self._interrupts = 0
         self._stop_now = asyncio.Event()
 
@@ -130,6 +133,8 @@ class Cloud:
             records = [self._create(role, name, endpoint) for name in names]
             for name, record in zip(names, records, strict=True):
                 self._machines.append(await self._power_on(role, name, record))
+            if role == SUPERLINK:
+                await self._warm_up()
             await self._wait_until_ready()
             self._model.set_role_state(role, RoleState.RUNNING)
         self._model.set_service_state(ServiceState.RUNNING)
@@ -186,21 +191,31 @@ class Cloud:
             *("--state-folder", str(self._dir.folder), "--events", str(self._dir.events)),
             *(("--failpoints", holds) if holds else ()),
         )
-        if self._warm is not None:
-            with contextlib.suppress(warm.WarmError):
-                log = sys.stderr.fileno()
-                child = await self._warm.spawn(
-                    argv, host.environment(self._dir.folder, self._environ), root, log
-                )
-                return Machine(name, record, child)
+        environment = host.environment(self._dir.folder, self._environ)
+        for forks in (self._warm_for_nodes, self._warm):
+            if forks is not None:
+                with contextlib.suppress(warm.WarmError):
+                    child = await forks.spawn(argv, environment, root, sys.stderr.fileno())
+                    return Machine(name, record, child)
         process = await asyncio.create_subprocess_exec(
             *argv,
-            env=host.environment(self._dir.folder, self._environ),
+            env=environment,
             cwd=root,
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
         return Machine(name, record, process)
+
+    async def _warm_up(self) -> None:
+        """While the coordinator boots: import once what every node will import with the app."""
+        if self._warm is None or self._spec.waits:
+            return
+        names = libraries.of(self._dir.bundle.read_bytes())
+        folder = self._dir.folder
+        with contextlib.suppress(warm.WarmError):
+            self._warm_for_nodes = await self._warm.with_libraries(
+                names, host.environment(folder, self._environ), folder, sys.stderr.fileno()
+            )
 
     async def _wait_until_ready(self) -> None:
         loop = asyncio.get_running_loop()
@@ -279,8 +294,9 @@ class Cloud:
             for machine in group:
                 with contextlib.suppress(ProcessLookupError):
                     machine.process.kill()
-        if self._warm is not None:
-            self._warm.close()
+        for forks in (self._warm_for_nodes, self._warm):
+            if forks is not None:
+                forks.close()
         await asyncio.to_thread(ownership.end_processes, self._dir)
 
     def _announce(self) -> None:

@@ -26,6 +26,9 @@ FORK_LIMIT_S = 5.0
 
 PROGRAM = ("-m", "onefed.local.warm_server")
 
+SHOWN = (sys.executable, "-P", *PROGRAM)
+"""What ``ps`` shows of a warm process, and a request names one by."""
+
 ROOM = "-" * 2048
 """A command line so long that those of the programs have room in it (``forking.show_as``)."""
 
@@ -48,6 +51,8 @@ class Request:
     environment: Mapping[str, str]
     """All of it."""
     folder: str
+    libraries: Sequence[str] = ()
+    """Modules to import first, of a program that is a warm process."""
 
     def to_bytes(self) -> bytes:
         """As it is sent."""
@@ -124,12 +129,28 @@ class Warm:
         Raises:
             WarmError: it cannot be forked.
         """
-        request = Request(list(argv), dict(environment), str(folder))
+        return await self._fork(Request(list(argv), dict(environment), str(folder)), [log])
+
+    async def with_libraries(
+        self, names: Sequence[str], environment: Mapping[str, str], folder: Path, log: int
+    ) -> Warm:
+        """Fork a process like this one that has imported more; it is ready later.
+
+        Raises:
+            WarmError: it cannot be forked.
+        """
+        ours, theirs = forking.pair()
+        with theirs:
+            request = Request(SHOWN, dict(environment), str(folder), names)
+            child = await self._fork(request, [log, theirs.fileno()])
+        return Warm(ours, child.kill)
+
+    async def _fork(self, request: Request, descriptors: list[int]) -> Child:
         async with self._turn:
             try:
                 await asyncio.wait_for(self._ready(), READY_LIMIT_S)
                 self._forked = asyncio.get_running_loop().create_future()
-                socket.send_fds(self._channel, [request.to_bytes()], [log])
+                socket.send_fds(self._channel, [request.to_bytes()], descriptors)
                 return await asyncio.wait_for(self._forked, FORK_LIMIT_S)
             except (OSError, TimeoutError) as error:
                 self._lose(f"It does not answer: {error}")

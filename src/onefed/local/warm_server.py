@@ -6,6 +6,9 @@ long as it has no threads, forks a warm process of its own, which forks the mach
 
     cloud -> warm -> machine -> warm -> program
 
+The machines of nodes come from a second one, which the first has forked and which has imported what
+the app imports: once, instead of once for each node.
+
 ``python -P -m onefed.local.warm_server DESCRIPTOR PARENT ROOM`` reads requests from a socket. It
 dies with its parent, and what it has forked dies with it. Linux only.
 """
@@ -19,17 +22,14 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from onefed.appliance import guest
-from onefed.flower import forking, programs
+from onefed.flower import forking, libraries, programs
 from onefed.local import warm
 
 GUEST = "onefed.appliance.guest"
-
-SHOWN = (sys.executable, "-P", "-m", "onefed.local.warm_server")
-"""What ``ps`` shows of a warm process."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str]) -> int:
     control = socket.socket(fileno=int(arguments[0]))
     forking.die_with_parent(signal.SIGKILL, int(arguments[1]))
     programs.preload()
-    return _become(_serve(control))
+    return _become(*_serve(control))
 
 
-def _serve(control: socket.socket) -> warm.Request:
+def _serve(control: socket.socket) -> tuple[warm.Request, socket.socket | None]:
     """The life of a warm process; returns in each forked one, with what it is to be."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # its end is that of its parent
-    forking.show_as(SHOWN)
+    forking.show_as(warm.SHOWN)
     forking.settle()
     server = os.getpid()
     children: dict[int, int] = {}
@@ -58,22 +58,21 @@ def _serve(control: socket.socket) -> warm.Request:
                     poll.unregister(descriptor)
                     _bury(control, children.pop(descriptor), descriptor)
                     continue
-                content, passed, _, _ = socket.recv_fds(control, warm.REQUEST_BYTES_MAX, 1)
+                content, passed, _, _ = socket.recv_fds(control, warm.REQUEST_BYTES_MAX, 2)
                 if not content:
                     os._exit(0)
                 try:
                     pid = os.fork()
                 except OSError as error:  # too many processes: those that live go on
-                    os.close(passed[0])
+                    _close(passed)
                     _say(control, refused=str(error))
                     continue
                 if pid == 0:
                     forking.die_with_parent(signal.SIGKILL, server)
                     control.close()
-                    for other in children:
-                        os.close(other)
-                    return _take(content, passed[0])
-                os.close(passed[0])
+                    _close(children)
+                    return _take(content, passed)
+                _close(passed)
                 watched = os.pidfd_open(pid)
                 children[watched] = pid
                 poll.register(watched, select.POLLIN)
@@ -88,8 +87,13 @@ def _bury(control: socket.socket, pid: int, descriptor: int) -> None:
     _say(control, ended=pid, status=os.waitstatus_to_exitcode(status))
 
 
-def _take(content: bytes, log: int) -> warm.Request:
-    """In a forked process: be like one that was just started."""
+def _take(content: bytes, passed: Sequence[int]) -> tuple[warm.Request, socket.socket | None]:
+    """In a forked process: be like one that was just started.
+
+    Returns:
+        What it is to be, and the other end's channel where that is a warm process.
+    """
+    log, *channels = passed
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -98,15 +102,19 @@ def _take(content: bytes, log: int) -> warm.Request:
         os.dup2(source, descriptor)
     os.close(nowhere)
     os.close(log)
-    return warm.Request.of(content)
+    channel = socket.socket(fileno=channels[0]) if channels else None
+    return warm.Request.of(content), channel
 
 
-def _become(request: warm.Request) -> int:
+def _become(request: warm.Request, channel: socket.socket | None) -> int:
     os.chdir(request.folder)
     kept = {name: text for name, text in os.environ.items() if name.startswith("GRPC_")}
     os.environ.clear()  # but for what Flower's import has set
     os.environ.update({**kept, **request.environment})
     forking.show_as(request.argv)
+    if channel is not None:
+        libraries.load(request.libraries)
+        return _become(*_serve(channel))
     programs.wake(os.environ)
     if GUEST in request.argv:
         return _machine(list(request.argv[request.argv.index(GUEST) + 1 :]))
@@ -123,10 +131,15 @@ def _machine(arguments: Sequence[str]) -> int:
     if pid == 0:
         ours.close()
         forking.die_with_parent(signal.SIGKILL, machine)
-        return _become(_serve(theirs))
+        return _become(*_serve(theirs))
     theirs.close()
     own = warm.Warm(ours, functools.partial(warm.kill, pid))
     return guest.main(arguments, spawn=own.spawn_program)
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _say(control: socket.socket, **facts: Any) -> None:

@@ -39,12 +39,13 @@ def look(argv):
         "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
         "int": signal.getsignal(signal.SIGINT) == signal.default_int_handler,
         "drawn": random.random(),
+        "more": "colorsys" in sys.modules,
     }))
     print("into nowhere")
     raise SystemExit(3)
 
 random.seed(7)
-made = nursery.start(lambda: None, look)
+made = nursery.start(lambda: None, look, lambda: __import__("colorsys"))
 while not made.is_ready():
     time.sleep(0.01)
 print(json.dumps({"pid": os.getpid()}), flush=True)
@@ -128,6 +129,7 @@ def test_a_forked_process_is_like_one_that_was_started(executor: Executor, tmp_p
     assert first["term"]
     assert first["int"]
     assert first["drawn"] != second["drawn"]
+    assert first["more"], "the libraries of the app are imported already"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of such a death")
@@ -196,6 +198,20 @@ except launcher.NurseryDiedError as error:
                 "pass",
                 "5 True 1 True",
             ),
+            *(
+                (
+                    f"def more(): {more}\n"
+                    "forks = nursery.start(lambda: None, lambda argv: time.sleep(1000), more)",
+                    "pass",
+                    "pass",
+                    "5 True 1 False",
+                )
+                for more in (
+                    "__import__('threading').Thread(target=time.sleep, args=(1000,)).start()",
+                    "os._exit(0)",
+                    "__import__('a_module_that_is_not_there')",
+                )
+            ),
             (
                 "forks = nursery.start(lambda: None, lambda argv: time.sleep(1000))",
                 "pass",
@@ -203,7 +219,10 @@ except launcher.NurseryDiedError as error:
                 "5 True 1 False\nbegin anew",
             ),
         ],
-        ids=["none", "forked", "died early", "never ready", "threads", "died later"],
+        ids=[
+            *("none", "forked", "died early", "never ready", "threads"),
+            *("libraries have threads", "libraries end it", "no such library", "died later"),
+        ],
     )
     def test_a_server_app_is_started_one_way_or_the_other(
         self, how: str, later: str, after: str, printed: str

@@ -28,7 +28,8 @@ EXECUTOR = (sys.executable, "-P", "-m", "onefed.flower.executor")
 
 def run(scenario: Callable[[warm.Warm], Coroutine[None, None, None]], folder: Path) -> None:
     async def all_of_it() -> None:
-        started = warm.start({**programs.common({}), "HOME": str(folder)}, folder)
+        environment = {**programs.common({}), "HOME": str(folder), "PYTHONPATH": str(folder)}
+        started = warm.start(environment, folder)
         assert started is not None
         try:
             await scenario(started)
@@ -121,6 +122,55 @@ def test_what_it_has_forked_dies_with_it_and_the_next_one_is_started_plainly(
 
     run(scenario, tmp_path)
     assert [restart.exit_code for restart in restarts] == [-signal.SIGKILL]
+
+
+def test_one_with_libraries_forks_as_the_first_does_and_dies_with_it(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_import.py").write_text("print('imported', flush=True)")
+    environment = programs.common({})
+    log = tmp_path / "log"
+
+    async def scenario(it: warm.Warm) -> None:
+        with log.open("wb") as file:
+            more = await it.with_libraries(
+                ["slow_to_import", "not_there"], environment, tmp_path, file.fileno()
+            )
+            children = [
+                await more.spawn(living(tmp_path), environment, tmp_path, file.fileno())
+                for _ in range(2)
+            ]
+        (server,) = [each for each in psutil.Process().children() if victims.WARM in command(each)]
+        assert psutil.Process(children[0].pid).parent() in server.children()
+        assert log.read_text().count("imported") == 1
+        server.kill()
+        assert [await child.wait() for child in children] == [-signal.SIGKILL] * 2
+        with pytest.raises(warm.WarmError):
+            await more.spawn(living(tmp_path), environment, tmp_path, 2)
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(999,)).start()",
+        "import os\nos._exit(0)",
+    ],
+)
+def test_libraries_that_forbid_forks_leave_the_first_one_as_it_was(
+    tmp_path: Path, source: str
+) -> None:
+    (tmp_path / "hazardous.py").write_text(source)
+    environment = programs.common({})
+
+    async def scenario(it: warm.Warm) -> None:
+        more = await it.with_libraries(["hazardous"], environment, tmp_path, 2)
+        with pytest.raises(warm.WarmError):
+            await more.spawn(EXECUTOR, environment, tmp_path, 2)
+        lives = await it.spawn(living(tmp_path), environment, tmp_path, 2)
+        lives.kill()
+        assert await lives.wait() == -signal.SIGKILL
+
+    run(scenario, tmp_path)
 
 
 REFUSES_ONCE = """
