@@ -15,7 +15,7 @@ from onefed.local.cloud import variables_of
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import ServiceModel
 
-from . import cgroups, network
+from . import cgroups, engine, network
 from .machine import Machine, wait_for
 
 READY_LIMIT_S = 120.0
@@ -59,15 +59,27 @@ class Federation:
         self.start(Role.SUPERLINK, [variables])
         self.start(Role.SUPERNODE, [variables] * nodes)
 
-    def start(self, role: Role, contexts: Sequence[Mapping[str, str]]) -> None:
-        """A machine for each context, on at the same moment; all are READY when this ends."""
-        made = [self.create(role, variables) for variables in contexts]
+    def start(
+        self, role: Role, contexts: Sequence[Mapping[str, str]], carry: Sequence[str] = ()
+    ) -> None:
+        """A machine for each context, on at the same moment; all are READY when this ends.
+
+        Args:
+            carry: version of Flower that each image has, with Docker.
+        """
+        versions = carry or [engine.VERSION] * len(contexts)
+        made = [
+            self.create(role, variables, carries)
+            for variables, carries in zip(contexts, versions, strict=True)
+        ]
         for machine in made:
             machine.power_on()
         for machine in made:
             self.wait_until_ready(machine)
 
-    def create(self, role: Role, variables: Mapping[str, str]) -> Machine:
+    def create(
+        self, role: Role, variables: Mapping[str, str], carries: str = engine.VERSION
+    ) -> Machine:
         """A machine that is off, with what OpenNebula puts into every context and ``variables``."""
         number = next(self._numbers)
         address = network.address(number)
@@ -94,7 +106,9 @@ class Federation:
                 "TOKEN": "YES",
             },
         )
-        machine = Machine(name, role, record, self._folder / name, self._runtime, self._baked)
+        machine = Machine(
+            *(name, role, record, self._folder / name, self._runtime, self._baked), carries=carries
+        )
         machine.build()
         machine.tell(record.context)
         self.machines.append(machine)

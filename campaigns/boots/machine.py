@@ -45,6 +45,8 @@ class Machine:
     baked: Path | None = None
     """With Docker: what ``engine.bake`` made."""
     process: subprocess.Popen[bytes] | None = None
+    carries: str = engine.VERSION
+    """Version of Flower of the images on its disk, with Docker."""
     engine_flags: Sequence[str] = ()
 
     @property
@@ -77,8 +79,9 @@ class Machine:
             path.write_text(text)
             path.chmod(0o755)
         if self.baked is not None:
-            engine.enable(self.disk)
-            self.engine_flags = (*engine.FLAGS, *engine.give(self.baked, self.folder / "docker"))
+            engine.enable(self.disk, self.carries)
+            given = engine.give(self.baked, self.folder / "docker", self.carries)
+            self.engine_flags = (*engine.FLAGS, *given)
 
     def tell(self, variables: Mapping[str, str]) -> None:
         """Its context folder: what a platform's context disk holds."""

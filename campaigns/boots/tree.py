@@ -181,9 +181,10 @@ def _finish(tree: Path, agent: bytes) -> None:
     # nginx serves a page of Debian's on port 80: ours is started by a unit of its own. The engine
     # and its registry are enabled where they are used.
     engine = ("docker.service", "containerd.service", "docker.socket", "docker-registry.service")
-    for name in ("nginx.service", *engine):
-        for place in (tree / "etc/systemd/system").glob(f"*.wants/{name}"):
-            place.unlink()
+    for wants in (tree / "etc/systemd/system").glob("*.wants"):
+        for name in ("nginx.service", *engine):
+            # Its target may be there in the tree only, so nobody asks whether it exists.
+            (wants / name).unlink(missing_ok=True)
     place = tree / "usr/sbin/guest-agent"
     place.write_bytes(agent)
     place.chmod(0o755)

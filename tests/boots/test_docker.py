@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from campaigns.boots import benchmark, search, tree
+from campaigns.boots import benchmark, engine, search, tree
 from campaigns.boots.federation import Federation
 from campaigns.boots.machine import wait_for
 
 from onefed.appliance.description import Runtime
+from onefed.context import Role
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
 
@@ -23,14 +24,15 @@ WRITTEN = {"5.9 host network", "5.10 memory limit", "5.11 CPU priority", "5.26 h
 @pytest.fixture(scope="module")
 def federation(deploy) -> Iterator[Federation]:
     found: Federation = deploy("docker", Runtime.DOCKER)
-    found.deploy(
-        {
-            "FL_NUM_ROUNDS": "2",
-            "FL_CHECKPOINT_ENABLED": "YES",
-            "FL_CHECKPOINT_PATH": "/app/exports",
-            "FL_METRICS_ENABLED": "YES",
-        }
-    )
+    variables = {
+        "FL_NUM_ROUNDS": "2",
+        "FL_CHECKPOINT_ENABLED": "YES",
+        "FL_CHECKPOINT_PATH": "/app/exports",
+        "FL_METRICS_ENABLED": "YES",
+    }
+    # The images of two machines are older than FLOWER_VERSION.
+    found.start(Role.SUPERLINK, [variables], carry=[engine.OLDER])
+    found.start(Role.SUPERNODE, [variables] * 2, carry=[engine.OLDER, engine.VERSION])
     yield found
     found.close()
 
@@ -46,6 +48,23 @@ def test_containers_train_over_tls(federation: Federation) -> None:
     )
     page = httpx.get(f"http://{coordinator.record.ip}:9101/metrics", trust_env=False)
     assert "fl_checkpoint_saved_total 1.0" in page.text
+
+
+def test_another_version_is_pulled_and_the_baked_one_runs_where_there_is_none(
+    federation: Federation,
+) -> None:
+    """From a real registry, which has the image of a coordinator and of no node."""
+    coordinator, older, newer = federation.machines
+    version = [federation.attributes(each)["FL_VERSION"] for each in federation.machines]
+    assert version == [engine.VERSION, engine.OLDER, engine.VERSION]
+    inside = ("docker", "exec", "flower-superlink", "cat", engine.PULLED)
+    assert coordinator.output(*inside) == f"{engine.VERSION}\n", "its image is the registry's"
+    images = older.output("docker", "images", "--format", "{{.Repository}}:{{.Tag}}")
+    assert "flower-supernode-pytorch:1.41.0" not in images
+    boot = (older.paths.logs / "flower-bootstrap.log").read_text()
+    assert "flower-supernode-pytorch:1.41.0 could not be pulled" in boot
+    assert f"Flower {engine.OLDER} runs instead" in boot
+    assert "could not be pulled" not in (newer.paths.logs / "flower-bootstrap.log").read_text()
 
 
 def test_no_secret_is_where_others_could_read_it(federation: Federation) -> None:

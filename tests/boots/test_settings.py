@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,13 +186,38 @@ def test_a_changed_context_is_taken_up_by_the_next_boot(told: Told) -> None:
     assert "is not the one of round" not in (coordinator.paths.logs / "events.jsonl").read_text()
 
 
-def test_a_laptop_trains_the_same_bits(told: Told, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def again(told: Told, deploy: Callable[..., Federation]) -> Federation:
+    """Another federation, on machines of its own: of the one before it has the exports."""
+    told.federation.wait_until_trained(rounds=3)
+    federation = deploy("settings-again", Runtime.PROCESS)
+    variables = {**MODEL, "FL_CHECKPOINT_ENABLED": "YES", "FL_NUM_ROUNDS": "4"}
+    coordinator = federation.create(Role.SUPERLINK, variables)
+    shutil.copytree(told.federation.coordinator.paths.checkpoints, coordinator.paths.checkpoints)
+    coordinator.power_on()
+    federation.wait_until_ready(coordinator)
+    federation.start(Role.SUPERNODE, [variables] * 2)
+    return federation
+
+
+def test_a_federation_that_is_deployed_again_goes_on_with_the_run(
+    told: Told, again: Federation
+) -> None:
+    before = told.federation.wait_until_trained(rounds=3)
+    after = again.wait_until_trained(rounds=4)
+    assert (after.run, after.history[:3]) == (before.run, before.history)
+    assert after.history[3].contributors == ("0", "1")
+    log = (again.coordinator.paths.logs / "events.jsonl").read_text()
+    assert log.count('"event":"round_end"') == 1, "no round is trained again"
+
+
+def test_a_laptop_trains_the_same_bits(again: Federation, tmp_path: Path) -> None:
     settings = [word for name, text in MODEL.items() for word in ("--set", f"{name}={text}")]
     home = tmp_path / "home"
     subprocess.run(
         [
             *(Path(sys.executable).with_name("onefed"), "up", "--name", "laptop"),
-            *("--nodes", "2", "--rounds", "3", "--log-format", "json", *settings),
+            *("--nodes", "2", "--rounds", "4", "--log-format", "json", *settings),
         ],
         env={**os.environ, "ONEFED_HOME": str(home)},  # noqa: TID251
         stdin=subprocess.DEVNULL,
@@ -200,12 +226,12 @@ def test_a_laptop_trains_the_same_bits(told: Told, tmp_path: Path) -> None:
         timeout=LAPTOP_LIMIT_S,
     )
     there = last_saved(Paths(home / "laptop/vms/superlink"))
-    here = last_saved(told.federation.coordinator.paths)
+    here = last_saved(again.coordinator.paths)
     assert there is not None
     assert here is not None
     models = [[record.model_sha256 for record in each.history] for each in (there, here)]
     assert models[0] == models[1]
-    assert len(set(models[0])) == 3
+    assert len(set(models[0])) == 4
 
 
 def operators_pki() -> Mapping[str, str]:
