@@ -45,6 +45,9 @@ FLOWER_VERSION = "1.41.0"
 NODE_ONLINE = "online"
 """``NodeStatus.status`` of a node whose heartbeat is current (supercore/constant.py)."""
 
+NODE_OFFLINE = "offline"
+"""Of one that was online."""
+
 NODE_UNREGISTERED = "unregistered"
 """Of a node whose key is refused for good."""
 

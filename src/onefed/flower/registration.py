@@ -63,6 +63,7 @@ class Registrar:
         self._nodes: dict[str, adapter.NodeStatus] = {}
         """By fingerprint, as of the last look."""
         self._online: frozenset[int] = frozenset()
+        self._has_watched = False
         self._looks = 0
         self._admit_listed(listed)
 
@@ -227,9 +228,12 @@ class Registrar:
         for node_id in sorted(online - self._online):
             address = self._addresses.get(names[node_id], "unknown")
             self._emit(events.ClientJoin(str(node_id), address))
-        for node_id in sorted(self._online - online):
+        # Whoever left while no supervisor looked is told once by the next one.
+        unseen = [] if self._has_watched else nodes
+        gone = {each.node_id for each in unseen if each.status == adapter.NODE_OFFLINE}
+        for node_id in sorted((self._online - online) | gone):
             self._emit(events.ClientLeave(str(node_id), "disconnected"))
-        self._online = online
+        self._online, self._has_watched = online, True
 
     def _refuse_if_told_to(self, fingerprint: str, node: adapter.NodeStatus) -> None:
         member = self._roster.get(fingerprint)

@@ -378,6 +378,22 @@ class TestNodes:
             left(str(node.node_id), "disconnected"),
         ]
 
+    def test_a_node_that_left_while_nobody_looked_is_told_by_the_next_supervisor(
+        self, coordinator: Coordinator
+    ) -> None:
+        """Else whoever reads the events counts it as connected for ever."""
+        coordinator.add_node("0")
+        coordinator.boot().step()
+        coordinator.connect_all()
+        coordinator.boot().step()
+        [node] = coordinator.nodes()
+        coordinator.server.disconnect(node.node_id)
+        watching = coordinator.boot()
+        watching.step()
+        watching.step()
+        assert len(coordinator.of(events.ClientJoin)) == 1
+        assert len(coordinator.of(events.ClientLeave)) == 1
+
     def test_a_large_fleet_is_looked_at_less_often(
         self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
