@@ -11,6 +11,7 @@ import pytest
 from campaigns.boots import benchmark, engine, search, tree
 from campaigns.boots.federation import Federation
 from campaigns.boots.machine import wait_for
+from tests.boots.test_process import renew_certificate
 
 from onefed.appliance.description import Runtime
 from onefed.context import Role
@@ -96,6 +97,10 @@ def test_an_app_is_submitted_on_the_coordinators_own_machine(federation: Federat
     assert "run is completed" in said
     found = json.loads(coordinator.output("onefed", "runs", "--json"))
     assert (found["status"], found["runs"][0]["status"]) == ("completed", "completed")
+
+
+def test_containers_show_a_certificate_that_was_renewed(federation: Federation) -> None:
+    renew_certificate(federation)
 
 
 def test_a_machine_that_is_powered_off_says_that_it_left(federation: Federation) -> None:

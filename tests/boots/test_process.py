@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,12 @@ from campaigns.boots.machine import Machine, wait_for
 
 from onefed.appliance import machine, steps
 from onefed.appliance.description import Runtime
-from onefed.tls import material, pem
-from onefed.tls.authority import create_ca
+from onefed.tls import authority, material, names, pem
 
 CURL_REFUSED, CURL_TIMEOUT = 7, 28
+
+NODE = "flower-supernode.service"
+RENEWAL = "flower-superlink-renewal.service"
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(420)]
 
@@ -63,11 +65,11 @@ def test_the_coordinator_answers_over_tls_only_and_on_one_port(
     plain: Federation, tmp_path: Path
 ) -> None:
     address = plain.attributes(plain.coordinator)["FL_ENDPOINT"]
-    authority = plain.coordinator.paths.certificates / material.CA_CERTIFICATE
-    assert machine.healthy(address, authority)
+    anchor = plain.coordinator.paths.certificates / material.CA_CERTIFICATE
+    assert machine.healthy(address, anchor)
     assert not machine.healthy(address, None)
     other = tmp_path / "other.crt"
-    other.write_bytes(pem.dump_certificates([create_ca(datetime.now(UTC)).certificate]))
+    other.write_bytes(pem.dump_certificates([authority.create_ca(datetime.now(UTC)).certificate]))
     with pytest.raises(ssl.SSLCertVerificationError):
         ssl.get_server_certificate((plain.coordinator.record.ip, 9092), ca_certs=str(other))
     assert open_ports(plain.coordinator) == {9092}
@@ -115,6 +117,9 @@ def test_health_and_status_inside(plain: Federation) -> None:
         said = json.loads(each.output("onefed", "appliance", "status", *role, "--json"))
         assert {step["status"] for step in said["steps"]} <= {"done", "unchanged", "skipped"}
         assert said["steps"][-1]["name"] == "Report ready"
+        report = each.disk / "etc/one-appliance/config"
+        assert "Report ready" in report.read_text()
+        assert report.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_node_that_is_powered_off_says_that_it_left_and_comes_back_as_it_was(
@@ -129,18 +134,66 @@ def test_a_node_that_is_powered_off_says_that_it_left_and_comes_back_as_it_was(
     assert (left["FL_NODE_READY"], left["FL_CLIENT_STATUS"]) == ("NO", "3")
     plain.power_on_again(node)
     assert plain.attributes(node) == before
-    assert changed(node) <= {"SN-11", "SN-12", "SN-13"}, "the rest is on its disk"
+    assert changed(node) <= {"SN-11", "SN-12", "SN-13", "SN-13a"}, "the rest is on its disk"
+
+
+def test_a_certificate_that_ends_soon_is_renewed_and_no_node_has_to_do_anything(
+    plain: Federation,
+) -> None:
+    renew_certificate(plain)
+    coordinator = plain.coordinator
+    events = coordinator.paths.logs / "events.jsonl"
+    seen = len(events.read_text())
+    coordinator.output("systemctl", "restart", "flower-superlink-supervisor.service")
+    joined = '"event":"client_join"'
+    wait_for(lambda: events.read_text()[seen:].count(joined) == 2, 60, "both nodes")
+    restarts = [
+        each.output("systemctl", "show", "--value", "-p", "NRestarts", NODE) for each in plain.nodes
+    ]
+    assert restarts == ["0\n"] * 2
 
 
 def test_a_coordinator_without_power_boots_again_from_its_disk(plain: Federation) -> None:
     coordinator = plain.coordinator
-    authority = coordinator.paths.certificates / material.CA_CERTIFICATE
-    before = (authority.read_bytes(), plain.wait_until_trained().history)
+    anchor = coordinator.paths.certificates / material.CA_CERTIFICATE
+    before = (anchor.read_bytes(), plain.wait_until_trained().history)
     coordinator.cut_power()
     plain.power_on_again(coordinator)
-    assert (authority.read_bytes(), plain.wait_until_trained().history) == before
+    assert (anchor.read_bytes(), plain.wait_until_trained().history) == before
     assert changed(coordinator) <= {"SL-10", "SL-11"}
     assert "policy drop" in coordinator.output("nft", "list", "chain", "inet", "onefed", "input")
+
+
+def renew_certificate(federation: Federation) -> None:
+    """Let the server certificate be one that ends in 20 days, and start the unit that the timer
+    starts: a new one of the same authority is shown."""
+    coordinator, ip = federation.coordinator, federation.coordinator.record.ip
+    folder = coordinator.paths.certificates
+    ca_file, file = folder / material.CA_CERTIFICATE, folder / material.SERVER_CERTIFICATE
+    ca_pem = ca_file.read_bytes()
+    key = pem.private_key("ca.key", next(folder.parent.glob("*/ca.key")).read_bytes())
+    ca = authority.Issued(pem.certificates("ca.crt", ca_pem)[0], key)
+    long_ago = datetime.now(UTC) - authority.LIFETIME + timedelta(days=20)
+    old = authority.create_server_certificate(ca, names.required([ip], []), long_ago)
+    # In place, so owners and modes stay.
+    (folder / material.SERVER_KEY).write_bytes(pem.dump_private_key(old.key))
+    file.write_bytes(pem.dump_certificates([old.certificate]))
+    asked = ("onefed", "appliance", "health", "--role", "superlink")
+    assert "warning certificate server.pem: ends in" in coordinator.output(*asked)
+    started = coordinator.run("systemctl", "start", RENEWAL)
+    assert started.returncode == 0, coordinator.output("journalctl", "--no-pager", "-u", RENEWAL)
+    assert ca_file.read_bytes() == ca_pem
+    renewed = file.read_text()
+
+    def is_served() -> bool:
+        try:
+            return ssl.get_server_certificate((ip, 9092), ca_certs=str(ca_file)) == renewed
+        except OSError:  # it is being restarted
+            return False
+
+    wait_for(is_served, 30, "the new certificate")
+    wait_for(lambda: machine.healthy(f"{ip}:9092", ca_file), 30, "the SuperLink behind it")
+    assert "warning" not in coordinator.output(*asked)
 
 
 def changed(each: Machine) -> set[str]:

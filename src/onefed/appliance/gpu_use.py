@@ -52,7 +52,7 @@ def start_metrics(edge: Edge, chosen: context.SuperNodeSettings) -> Outcome:
         edge.warn("FL_DCGM_ENABLED is YES and training uses no GPU: there are no GPU metrics.")
         return skipped("no GPU is used")
     try:
-        return edge.platform.sidecar(units.dcgm(context.Role.SUPERNODE))
+        return edge.platform.sidecar(units.dcgm(context.Role.SUPERNODE), units.DCGM_IMAGE)
     except OnefedError as error:
         edge.warn(f"There are no GPU metrics. {error}")
         return skipped(error.message)

@@ -45,7 +45,13 @@ service_configure() {{
 }}
 
 service_bootstrap() {{
-    onefed appliance bootstrap --role {role} --runtime {runtime}
+    onefed appliance bootstrap --role {role} --runtime {runtime} || return
+    [ -z "${{ONE_SERVICE_REPORT:-}}" ] || report || : # nobody waits for it
+}}
+
+# What the framework keeps for people; root's alone.
+report() {{
+    (umask 077 && onefed appliance status --role {role} >"$ONE_SERVICE_REPORT")
 }}
 
 # Called after bootstrap: whatever it removed would be in use.
@@ -89,7 +95,7 @@ def _parameters(role: Role) -> list[str]:
                 PREFIX + row.name,
                 "configure",
                 inputs.plain(row.help),
-                inputs.user_input(row),
+                inputs.user_input(inputs.of_image(row, ())),
             )
         )
         for row in rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from onefed.appliance.paths import Paths
@@ -30,11 +31,19 @@ def owned(paths: Paths) -> tuple[Path, ...]:
     )
 
 
-def give(paths: Paths, *, uid: int = UID, gid: int = GID) -> bool:
-    """Give them to the programs' user, as far as they are there; only root can, else nothing."""
+def give(
+    paths: Paths, places: Sequence[Path] | None = None, *, uid: int = UID, gid: int = GID
+) -> bool:
+    """Give them to the programs' user, as far as they are there; only root can, else nothing.
+
+    Args:
+        places: these, for who may write nowhere else; None: all of ``owned``. The descriptions of
+            the programs are always among them.
+    """
     if os.geteuid() != 0:
         return False
-    changed = [_give_tree(place, uid, gid) for place in owned(paths)]
+    wanted = owned(paths) if places is None else places
+    changed = [_give_tree(place, uid, gid) for place in wanted]
     # Read by a program that becomes theirs, or by root without any capability: docker's client.
     changed.append(_give_tree(paths.programs, os.geteuid(), gid))
     with contextlib.suppress(FileNotFoundError):

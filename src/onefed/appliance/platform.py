@@ -22,6 +22,9 @@ from onefed.appliance.units import Unit
 from onefed.checkpoint import files
 from onefed.context import Role
 
+SIDECAR_PULL_TIMEOUT_S = 300.0
+"""The machine is READY only afterwards, and nothing of training waits for it."""
+
 ENGINE_POLL_S = 1.0
 ENGINE_LIMIT_S = 60.0
 
@@ -106,11 +109,11 @@ class Platform(Protocol):
         """Whether what runs under the name of a program is this program."""
         ...
 
-    def sidecar(self, unit: Unit) -> Outcome:
-        """Step SN-14a: a program beside ours runs.
+    def sidecar(self, unit: Unit, image: str) -> Outcome:
+        """Step SN-14a: a program beside ours runs, from an image that is pulled if it has to be.
 
         Raises:
-            UnitError: it cannot be started; no reason to fail a boot.
+            ImageError, UnitError: it cannot be started; no reason to fail a boot.
         """
         ...
 
@@ -162,8 +165,9 @@ class Processes:
         del program
         return True
 
-    def sidecar(self, unit: Unit) -> Outcome:
+    def sidecar(self, unit: Unit, image: str) -> Outcome:
         """Sidecars are containers."""
+        del image
         return skipped(f"no Docker: {unit.name} is a container")
 
     def activity(self) -> Outcome:
@@ -293,10 +297,17 @@ class Systemd:
         """Whether its description says what it should."""
         return description.is_written(self.paths.programs, self._description(program))
 
-    def sidecar(self, unit: Unit) -> Outcome:
+    def sidecar(self, unit: Unit, image: str) -> Outcome:
         """Write its unit and start it, where there is Docker."""
         if self.runtime is Runtime.PROCESS:
             return skipped(f"no Docker: {unit.name} is a container")
+        if not self.run((container.DOCKER, "image", "inspect", image)).ok:
+            pulled = self.run((container.DOCKER, "pull", image), timeout_s=SIDECAR_PULL_TIMEOUT_S)
+            if not pulled.ok:
+                raise ImageError(
+                    f"The image {image} is neither here nor to be had: {pulled.last_line}",
+                    hint="Give the machine a way to its registry, or load it: docker load",
+                )
         files.make_folder(self.paths.units)
         if _write(self.paths.units / unit.name, unit.text.encode(), mode=0o644):
             self._must("systemctl", "daemon-reload")
@@ -363,7 +374,7 @@ class Systemd:
             if not description.path(self.paths.programs, program.name).exists():
                 continue
             description.write(self.paths.programs, self._description(program))
-            ownership.give(self.paths)
+            ownership.give(self.paths, [])
             self._must("systemctl", "try-restart", units.name(program.name, self.role))
 
     def stop(self, names: Sequence[str]) -> None:

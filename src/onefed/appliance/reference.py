@@ -70,7 +70,7 @@ AFTERWARDS = f"""\
 {health.EXPIRY_WARNED_DAYS} days.
 `drain` stops in order: no longer ready, programs end within their limits, then the node publishes \
 `FL_CLIENT_STATUS=3`; a peer leaves its group first.
-Steps are also written to `flower-configure.log` and `flower-bootstrap.log` in \
+Steps and warnings are also written to `flower-configure.log` and `flower-bootstrap.log` in \
 `/var/log/one-appliance`, as text or JSON (`FL_LOG_FORMAT`).
 
 | Exit code | A boot ended with it because |

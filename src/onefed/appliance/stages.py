@@ -6,6 +6,7 @@ machine without has a process of its own that keeps them (``guest``), which ``bo
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from onefed import context
 from onefed.appliance import (
     container,
+    description,
     drain,
     keeper,
     machine,
@@ -34,7 +36,7 @@ from onefed.appliance.paths import Paths
 from onefed.appliance.steps import Report, Stage, Step
 from onefed.appliance.surroundings import Surroundings
 from onefed.checkpoint import files
-from onefed.errors import ExitCode, OnefedError
+from onefed.errors import ExitCode, OnefedError, StorageError
 from onefed.opennebula import onegate
 from onefed.telemetry.log import EventLog
 
@@ -171,12 +173,13 @@ def require_runtime(role: context.Role, runtime: Runtime) -> None:
 def renew(order: Order, world: World) -> steps.Outcome:
     """Renew the server certificate when it ends soon, and have the programs show the new one."""
     given = surroundings.look(order.paths, world.warn, order.context_file)
+    order = dataclasses.replace(order, runtime=_runtime_of(order))
     link = _subject(order, world, given, None)
     if not isinstance(link, superlink.SuperLink):
         return steps.skipped("a node has no certificate")
     outcome = superlink.renew(link)
     if outcome.status is steps.Status.DONE:
-        ownership.give(order.paths)
+        ownership.give(order.paths, [order.paths.certificates])
         found = keeper.find(order.paths.keeper)
         if found is not None:
             keeper.renewed(found)
@@ -188,6 +191,15 @@ def renew(order: Order, world: World) -> steps.Outcome:
             ]
             link.edge.platform.restart(shown)
     return outcome
+
+
+def _runtime_of(order: Order) -> Runtime:
+    """How the programs of a machine run that has booted."""
+    try:
+        main = description.read(order.paths.programs, order.role)
+    except StorageError:
+        return Runtime.PROCESS  # there is none that systemd would start
+    return Runtime.DOCKER if main.argv[0] == container.DOCKER else Runtime.PROCESS
 
 
 def stop(order: Order, world: World) -> bool:

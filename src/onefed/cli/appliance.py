@@ -52,6 +52,16 @@ STAGE_LOGS = {Stage.CONFIGURE: "flower-configure.log", Stage.BOOTSTRAP: "flower-
 """Where an operator of OpenNebula looks first (docs/boot.md)."""
 
 
+UMASK = 0o022
+
+
+@app.callback()
+def _every_command() -> None:
+    # Every file of a machine names its own mode. Those of the programs' group have to be readable
+    # by it, whatever the shell, the framework or a unit of ours takes away.
+    os.umask(UMASK)
+
+
 @app.command()
 def plan(role: RoleOption, json_: Json = False) -> None:
     """Print the ordered steps of a boot with their effects; nothing is read or changed."""
@@ -176,7 +186,7 @@ def renew(
     context_: ContextOption = None,
 ) -> None:
     """Renew the server certificate from the kept authority when it ends within 30 days."""
-    order = stages.Order(role, root.absolute(), Runtime.DOCKER, context_)
+    order = stages.Order(role, root.absolute(), Runtime.PROCESS, context_)
     outcome = stages.renew(order, _world(lambda _: None))
     say(f"{outcome.status}: {outcome.detail}")
 
@@ -223,8 +233,13 @@ def _stage(
                 if not as_json:
                     say(line)
 
+        def warn(message: str) -> None:
+            _warn(message)
+            log.write(_warning(message, as_json=wanted == "json") + "\n")
+            log.flush()
+
         try:
-            yield _world(on_report)
+            yield dataclasses.replace(_world(on_report), warn=warn)
         finally:
             if as_json:
                 tables.print_json([dataclasses.asdict(report) for report in reports])
@@ -242,6 +257,15 @@ def _lines(report: Report, *, as_json: bool) -> list[str]:
     first, *further = report.detail.splitlines() or [""]
     head = f"{report.id:7} {report.name}: {report.status}: {first}"
     return [sentences.visible(line) for line in (head, *(f"        {each}" for each in further))]
+
+
+def _warning(message: str, *, as_json: bool) -> str:
+    """What a boot goes on without, as FL_LOG_FORMAT wants its lines."""
+    if as_json:
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        fields = {"timestamp": stamp, "level": "WARNING", "event": "notice", "message": message}
+        return json.dumps(fields)
+    return f"WARNING {sentences.visible(message)}"
 
 
 def _world(on_report: Callable[[Report], None]) -> stages.World:

@@ -11,7 +11,7 @@ from onefed.context import names
 from onefed.context.requirements import BOTH, PEER
 from onefed.context.rules import CROSS_RULES
 from onefed.context.table import CHANGED_DEFAULTS, GROUPS
-from onefed.context.variable import Variable
+from onefed.context.variable import FIRST_RELEASE, Variable
 
 _HEAD = """\
 # Context variables
@@ -39,6 +39,8 @@ Marks:
 
 - **ours**: not among the 48 names of the appliance design.
 - **changed**: another default or meaning than there; the reasons are below.
+- **since**: the release of onefed that was the first to have it; all others are there since the
+  first one, {first_release}.
 - **both**: a federation's two machines, superlink and supernode; **all**: a peer, too.
 """
 
@@ -48,7 +50,7 @@ _ON = {BOTH: "both", BOTH | PEER: "all", PEER: "peer"}
 
 def render() -> str:
     """The whole page."""
-    parts = [_HEAD]
+    parts = [_HEAD.format(first_release=FIRST_RELEASE)]
     parts += [_group(heading, rows) for heading, rows in GROUPS.items()]
     parts += [_changed(), _cross_rules(), _older_names()]
     return "\n".join(parts)
@@ -60,7 +62,8 @@ def _group(heading: str, rows: tuple[Variable, ...]) -> str:
 
 
 def _row(row: Variable) -> str:
-    marks = {"ours": row.ours, "changed": bool(row.changed)}
+    is_later = row.since != FIRST_RELEASE
+    marks = {"ours": row.ours, "changed": bool(row.changed), f"since {row.since}": is_later}
     shown_marks = "".join(f" **{mark}**" for mark, applies in marks.items() if applies)
     on = _ON.get(row.appliances) or ", ".join(sorted(row.appliances))
     target = f"run_config `{row.run_config_key}`" if row.run_config_key else row.maps_to

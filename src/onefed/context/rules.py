@@ -197,6 +197,11 @@ def gpu_of_the_use_case(values: Values) -> Iterator[Finding]:
         yield _finding(Severity.WARNING, "FL_GPU_ENABLED", message)
 
 
+def metrics_enabled(values: Values) -> Iterator[Finding]:
+    if values["FL_METRICS_ENABLED"].text != "YES":
+        yield from _ignored(values, ("FL_METRICS_PORT",), "FL_METRICS_ENABLED is NO")
+
+
 def gpu_enabled(values: Values) -> Iterator[Finding]:
     if values["FL_GPU_ENABLED"].text == "YES":
         return
@@ -295,7 +300,8 @@ CROSS_RULES = (
         "X6",
         SUPERLINK | PEER,
         ("FL_STRATEGY",),
-        "A parameter of a strategy that is not selected is ignored.",
+        "A parameter of a strategy that is not selected is ignored, and has to be valid all the "
+        "same (X9).",
         parameters_of_the_strategy,
     ),
     CrossRule(
@@ -370,6 +376,14 @@ CROSS_RULES = (
         "`FL_CUDA_VISIBLE_DEVICES` and `FL_GPU_MEMORY_FRACTION` are ignored unless "
         "`FL_GPU_ENABLED` is YES; `FL_DCGM_ENABLED` without it is a WARNING (X21).",
         gpu_enabled,
+    ),
+    CrossRule(
+        "X22",
+        SUPERLINK,
+        ("FL_METRICS_ENABLED",),
+        "`FL_METRICS_PORT` is ignored unless `FL_METRICS_ENABLED` is YES, and has to be valid all "
+        "the same.",
+        metrics_enabled,
     ),
     CrossRule(
         "X23",

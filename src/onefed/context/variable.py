@@ -36,6 +36,9 @@ class Level(enum.StrEnum):
     """In every VM template's CONTEXT, read by the guest agent, never asked for."""
 
 
+FIRST_RELEASE = "0.1.0"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variable:
     """One contextualization variable. The parser, the settings and the documents read only this."""
@@ -64,6 +67,8 @@ class Variable:
     """Line breaks and tabs inside the value are accepted."""
     ours: bool = False
     """Not among the 48 names of the appliance design."""
+    since: str = FIRST_RELEASE
+    """Release of onefed that was the first to have it."""
     changed: str = ""
     """Why the default, or its meaning, differs from the appliance design. Empty: it does not."""
 

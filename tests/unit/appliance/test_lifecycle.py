@@ -67,3 +67,29 @@ def test_the_life_cycle_has_every_stage_and_cleanup_does_nothing(
         "help": "onefed appliance --help\n",
     }
     assert done.stdout == expected[stage]
+
+
+@pytest.mark.parametrize("where", ["report", "no/such/folder/report"])
+def test_a_boot_that_is_through_leaves_the_report_that_the_framework_asked_for(
+    tmp_path: Path, where: str
+) -> None:
+    """Root's alone; and a machine is READY without it."""
+    path = tmp_path / "appliance.sh"
+    path.write_text(script(Script.LIFECYCLE, Role.SUPERLINK, "docker", "1.2.3"))
+    report = tmp_path / where
+    onefed = 'onefed() { echo "onefed $*"; }'
+    call = f"{onefed}; ONE_SERVICE_REPORT={report}; . {path}; service_bootstrap"
+    subprocess.run(["bash", "-c", call], capture_output=True, check=True)
+    if where == "report":
+        assert report.read_text() == "onefed appliance status --role superlink\n"
+        assert report.stat().st_mode & 0o777 == 0o600
+    failed = f"onefed() {{ false; }}; ONE_SERVICE_REPORT={report}x; . {path}; service_bootstrap"
+    assert subprocess.run(["bash", "-c", failed], capture_output=True, check=False).returncode == 1
+    assert not report.with_name(f"{report.name}x").exists()
+
+
+def test_the_framework_is_told_no_default_that_a_machine_may_lack() -> None:
+    """Rule X18: ML_FRAMEWORK is what somebody asked for, or nothing."""
+    text = script(Script.LIFECYCLE, Role.SUPERNODE, "docker", "1.2.3")
+    [line] = [each for each in text.splitlines() if "ONEAPP_ML_FRAMEWORK" in each]
+    assert line.endswith("|pytorch,tensorflow,sklearn|'")

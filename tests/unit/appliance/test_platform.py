@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onefed.appliance import commands, description, platform, units
+from onefed.appliance import commands, container, description, platform, units
 from onefed.appliance.commands import Done
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
@@ -18,6 +18,8 @@ from onefed.appliance.steps import Status
 from onefed.context import Role
 
 BAKED, WANTED = "1.40.0", "1.41.0"
+IMAGE = units.DCGM_IMAGE
+DOCKER = container.DOCKER
 
 
 class Machine:
@@ -222,13 +224,23 @@ def test_a_command_that_is_not_there_is_an_answer_too() -> None:
 
 def test_a_sidecar_is_a_unit_that_is_started(systemd, machine, tmp_path) -> None:
     unit = units.dcgm(Role.SUPERNODE)
-    assert systemd().sidecar(unit).status is Status.DONE
+    assert systemd().sidecar(unit, IMAGE).status is Status.DONE
     assert machine.asked == [
+        f"{DOCKER} image inspect {IMAGE}",
         "systemctl daemon-reload",
         "systemctl enable --now dcgm-exporter.service",
     ]
     assert (Paths(tmp_path).units / unit.name).read_text() == unit.text
-    assert systemd(runtime=Runtime.PROCESS).sidecar(unit).status is Status.SKIPPED
+    assert systemd(runtime=Runtime.PROCESS).sidecar(unit, IMAGE).status is Status.SKIPPED
+
+
+def test_the_image_of_a_sidecar_is_pulled_where_it_is_not_there(systemd, machine) -> None:
+    machine.answers[f"{DOCKER} image inspect"] = Done(1, "No such image")
+    assert systemd().sidecar(units.dcgm(Role.SUPERNODE), IMAGE).status is Status.DONE
+    assert f"{DOCKER} pull {IMAGE}" in machine.asked
+    machine.answers[f"{DOCKER} pull"] = Done(1, "no route to host\n")
+    with pytest.raises(ImageError, match="no route to host"):
+        systemd().sidecar(units.dcgm(Role.SUPERNODE), IMAGE)
 
 
 def test_a_sidecar_that_cannot_be_started_is_an_error_for_its_step_to_judge(
@@ -236,7 +248,7 @@ def test_a_sidecar_that_cannot_be_started_is_an_error_for_its_step_to_judge(
 ) -> None:
     machine.answers["systemctl enable"] = Done(1, "Unit docker.service not found.\n")
     with pytest.raises(UnitError, match=r"docker\.service not found"):
-        systemd().sidecar(units.dcgm(Role.SUPERNODE))
+        systemd().sidecar(units.dcgm(Role.SUPERNODE), IMAGE)
 
 
 def test_the_renewal_of_the_certificate_is_a_timer_of_the_coordinator(

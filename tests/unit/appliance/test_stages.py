@@ -142,6 +142,29 @@ def test_five_mistakes_are_reported_at_once_everywhere(tmp_path: Path) -> None:
     assert not paths.certificates.exists()
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_warning_is_in_the_log_of_its_stage(tmp_path: Path, form: str) -> None:
+    """There an operator looks for why a machine is not what it was asked to be."""
+    paths = Paths(tmp_path)
+    paths.context.parent.mkdir(parents=True)
+    paths.context.write_text(
+        f"FL_FLEET_API_ADDRESS='127.0.0.1:{machine.free_port()}'\n"
+        f"FL_LOG_FORMAT='{form}'\nFL_RUONDS='5'\n"
+    )
+    where = ("--role", "superlink", "--root", str(tmp_path), "--runtime", "process")
+    assert onefed("configure", *where).returncode == 0
+    [line] = [
+        each
+        for each in (paths.logs / "flower-configure.log").read_text().splitlines()
+        if "FL_RUONDS" in each
+    ]
+    if form == "json":
+        assert json.loads(line)["level"] == "WARNING"
+        assert "did you mean FL_NUM_ROUNDS?" in json.loads(line)["message"]
+    else:
+        assert line.startswith("WARNING Unknown variable 'FL_RUONDS'")
+
+
 def test_a_second_configure_changes_nothing_and_a_new_context_is_picked_up(tmp_path: Path) -> None:
     paths = Paths(tmp_path)
     paths.context.parent.mkdir(parents=True)
@@ -160,6 +183,27 @@ def test_a_second_configure_changes_nothing_and_a_new_context_is_picked_up(tmp_p
     assert steps["SL-06"] == "done"
     assert steps["SL-07a"] == "unchanged"
     assert json.loads(paths.supervisor.read_text())["run_config"]["num-server-rounds"] == 9
+
+
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
+    """A unit of ours has 0077, and so may whoever calls: the programs are another user."""
+    address = f"127.0.0.1:{machine.free_port()}"
+    found = []
+    for umask in ("022", "077"):
+        paths = Paths(tmp_path / umask)
+        paths.context.parent.mkdir(parents=True)
+        paths.context.write_text(f"FL_FLEET_API_ADDRESS='{address}'\nFL_GATEWAY='always'\n")
+        argv = f"umask {umask}; exec {Path(sys.executable).with_name('onefed')} appliance configure"
+        where = f"--role superlink --root {paths.root} --runtime process"
+        subprocess.run(["sh", "-c", f"{argv} {where}"], capture_output=True, check=True)
+        found.append(
+            {
+                str(path.relative_to(paths.root)): oct(path.stat().st_mode)
+                for path in paths.config.parent.rglob("*")
+            }
+        )
+    assert found[0] == found[1]
+    assert found[0]["opt/flower/config/gateway.conf"] == "0o100640"
 
 
 def test_the_docker_runtime_needs_systemd(tmp_path: Path) -> None:

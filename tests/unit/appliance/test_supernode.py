@@ -6,20 +6,24 @@ The power may fail after any step, and the next boot completes what was begun.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from onefed.appliance import identity, supernode, training_data
 from onefed.appliance.steps import BootError, Status
 from onefed.errors import ExitCode
+from onefed.opennebula import onegate
 from onefed.telemetry import events
 from onefed.tls import material, node_keys
 
@@ -541,6 +545,47 @@ def test_a_key_that_is_never_registered_fails_the_boot(node, cloud, time, regist
     assert "supervisor" in str(caught.value.hint)
     assert 120 < time.now_s < 121
     assert node.started == []
+
+
+REQUESTS_PER_S_MAX = 20
+"""R8: whatever OneGate says."""
+
+
+class Counting(httpx.HTTPTransport):
+    """Notes the second of each request."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.by_second: Counter[int] = Counter()
+        self._clock = clock
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.by_second[int(self._clock())] += 1
+        return super().handle_request(request)
+
+
+@pytest.mark.parametrize(
+    "published",
+    [
+        {"FL_READY": "NO"},
+        {"FL_READY": "YES", "FL_ENDPOINT": "$(reboot)", "FL_TLS": "YES"},
+        {"FL_READY": "YES", "FL_ENDPOINT": ENDPOINT, "FL_TLS": "YES", "FL_CA_CERT": "its own"},
+    ],
+    ids=["never ready", "no endpoint", "never registered"],
+)
+def test_a_boot_that_gets_nowhere_does_not_flood_onegate(
+    node, cloud, time, ca: str, published: dict[str, str]
+) -> None:
+    sound = {name: ca if text == "its own" else text for name, text in published.items()}
+    cloud.add("superlink", **sound)
+    counting = Counting(time)
+    gate = onegate.OneGate(
+        cloud.endpoint, node.vm.token, node.vm.vm_id, transport=counting, sleep=time.sleep
+    )
+    with contextlib.closing(gate) as node.gate, pytest.raises(BootError):
+        node.boot()
+    assert time.now_s > 50
+    assert max(counting.by_second.values()) <= REQUESTS_PER_S_MAX
 
 
 @pytest.mark.usefixtures("link", "supervisor")

@@ -197,6 +197,18 @@ def test_x21_gpu_metrics_without_gpu() -> None:
     assert findings(SUPERNODE, FL_DCGM_ENABLED="YES", FL_GPU_ENABLED="YES") == []
 
 
+def test_x22_a_port_without_metrics() -> None:
+    given = {"FL_METRICS_PORT": "9102"}
+    assert findings(SUPERLINK, **given) == [(INFO, "FL_METRICS_PORT")]
+    assert findings(SUPERLINK, FL_METRICS_ENABLED="YES", **given) == []
+    assert (ERROR, "FL_METRICS_PORT") in findings(SUPERLINK, FL_METRICS_PORT="80")
+
+
+def test_x9_values_of_another_strategy_have_to_be_valid_all_the_same() -> None:
+    for name, value in (("FL_TRIM_BETA", "0.9"), ("FL_SERVER_LR", "-1"), ("FL_NUM_MALICIOUS", "x")):
+        assert (ERROR, name) in findings(SUPERLINK, FL_STRATEGY="FedAvg", **{name: value})
+
+
 def test_x26_longest_wait_of_a_fixed_schedule() -> None:
     given = {"FL_EDGE_MAX_BACKOFF": "60"}
     found = findings(SUPERNODE, FL_EDGE_BACKOFF="fixed", **given)

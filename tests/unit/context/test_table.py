@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from onefed import __version__
 from onefed.context import Role, Severity, resolve
 from onefed.context.syntax import Kind
 from onefed.context.table import CHANGED_DEFAULTS, RUN_CONFIG_NAMES, VARIABLES
-from onefed.context.variable import Level, Variable
+from onefed.context.variable import FIRST_RELEASE, Level, Variable
 
 if TYPE_CHECKING:
     from conftest import Material
@@ -148,6 +149,10 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
 ROWS = list(VARIABLES.values())
 
 
+def release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
 def role_of(row: Variable) -> Role:
     return max(row.appliances)
 
@@ -230,6 +235,7 @@ def test_row_is_complete(row: Variable) -> None:
     assert (row.kind is Kind.LIST) == bool(row.options)
     assert not row.options or row.default in row.options
     assert len(row.name) < 64
+    assert release(FIRST_RELEASE) <= release(row.since) <= release(__version__)
 
 
 def test_changed_defaults_are_those_of_the_design_document() -> None:
