@@ -56,6 +56,9 @@ class View:
     rounds: dict[int, events.PeerRound] = field(default_factory=dict)
     reached: int = 0
     notices: list[str] = field(default_factory=list)
+    rejoined: list[str] = field(default_factory=list)
+    """What each ``rejoin`` has returned."""
+    warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
@@ -69,12 +72,14 @@ class Group:
         network: Network | None = None,
         clocks: bool = False,
         record: str | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """Make it; nothing runs yet.
 
         Args:
             clocks: whether wall clocks can be stepped.
             record: a node that writes down what it says.
+            options: of every node (``campaigns.peers.node``).
         """
         self.folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="peers-")))
         self.names = [f"node-{index}" for index in range(nodes)]
@@ -89,6 +94,7 @@ class Group:
         """Who does not run because we have ended it."""
         self._clocks = clocks
         self._record = record
+        self._options = options
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: dict[str, IO[bytes]] = {}
         (self.folder / "members").mkdir()
@@ -118,16 +124,15 @@ class Group:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
-            process.kill()
-            process.wait()
+            _end(process)
         for log in self._logs.values():
             log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # What is done to nodes
 
-    def start(self, name: str) -> None:
-        """Start a node, for the first time or again."""
+    def start(self, name: str, *options: str) -> None:
+        """Start a node, for the first time or again; ``options`` are its own."""
         self.killed.discard(name)
         if name not in self.names:
             self.names.append(name)
@@ -140,6 +145,7 @@ class Group:
             *("--founders", *self.founders, "--rounds", str(ROUNDS)),
             *("--parameters", str(PARAMETERS), "--train-s", str(TRAIN_S)),
             *("--points", str(self.points(name))),
+            *(*self._options, *options),
         ]
         if name == self._record:
             command += ["--record", str(self.frames(name))]
@@ -158,7 +164,11 @@ class Group:
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
                 "DONT_FAKE_MONOTONIC": "1",
             }
-        log = self._logs.setdefault(name, (self.folder / f"{name}.log").open("ab"))
+        if name not in self._logs:
+            self._logs[name] = (self.folder / f"{name}.log").open("ab")
+        if name in self._processes:
+            _end(self._processes[name])
+        log = self._logs[name]
         self._processes[name] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
         )
@@ -170,7 +180,7 @@ class Group:
         for name in names:
             self._processes[name].kill()
         for name in names:
-            self._processes[name].wait()
+            _end(self._processes[name])
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self._processes[name].send_signal(number)
@@ -267,6 +277,10 @@ class Group:
                     case events.PeerNotice(kind="leader", detail=detail):
                         leader, _, term = detail.partition(" leads term ")
                         self.leaders[int(term)] = leader
+                    case events.PeerNotice(kind=toy.REJOINED, detail=detail):
+                        view.rejoined.append(detail)
+                    case events.Notice(level="WARNING", message=message):
+                        view.warnings.append(message)
                     case events.PeerNotice(kind=kind):
                         view.notices.append(kind)
                     case events.Notice(level="ERROR", message=message):
@@ -341,3 +355,11 @@ class Group:
         if self.network is None:
             return free_addresses(count)
         return [f"{self.network.address(name)}:{PORT}" for name in self.names[-count:]]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill -9, unless it has ended; nothing of it is left."""
+    process.kill()
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()

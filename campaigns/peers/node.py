@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import random
 import struct
 import sys
@@ -17,6 +18,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,16 +26,20 @@ from onefed import aggregate, failpoints
 from onefed.arrays import Arrays
 from onefed.checkpoint import files
 from onefed.node import Node, Pace, World
+from onefed.node.checkpoints import rejoin
 from onefed.node.content import client_key
 from onefed.node.grpc_transport import GrpcTransport
 from onefed.node.training import Task, Trained, TrainingError
 from onefed.peer.messages import Member, NodeId
+from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
 EXPERIMENT = "peer-faults"
 RULE = "FedAvg"
 KEPT_ROUNDS = 2
 """Of a node's checkpoints: a small disk is full of them after a few seconds otherwise."""
+REJOINED = "rejoined"
+"""Kind of the notice by which a node says what ``rejoin`` has returned."""
 LOOK_S = 0.05
 FRAMES_KEPT = 4000
 LENGTH = struct.Struct("<I")
@@ -54,6 +60,12 @@ def trained(name: str, model: Arrays, round_number: int) -> Arrays:
 def examples(name: str) -> int:
     """The weight of a node."""
     return 10 + int(client_key(name))
+
+
+class Together(aggregate.FedAvg):
+    """A mean that is worth nothing without one of the members."""
+
+    SUPPORTS_PARTIAL_AGGREGATION: ClassVar[bool] = False
 
 
 class ToyApp:
@@ -111,11 +123,14 @@ async def be_a_node(options: argparse.Namespace) -> int:
         name=name,
         address=options.address,
         experiment=EXPERIMENT,
-        rule=aggregate.rule(RULE),
+        rule=Together() if options.together else aggregate.rule(RULE),
         world=world,
-        pace=Pace(straggler_floor_s=options.straggler_floor_s),
-        kept_rounds=KEPT_ROUNDS,
+        pace=Pace(
+            straggler_floor_s=options.straggler_floor_s, straggler_cap_s=options.straggler_cap_s
+        ),
+        kept_rounds=options.keep or None,
     )
+    node.settings.general.REMOTE_CHECKPOINT_INTERVAL = options.remote_interval
     await node.start()
     members: Path = options.folder / "members"
     own = node.member
@@ -124,7 +139,14 @@ async def be_a_node(options: argparse.Namespace) -> int:
     while not founders <= set(files.names_in(members)):  # noqa: ASYNC110 - a folder has no event
         await asyncio.sleep(LOOK_S)
     _follow(node, members, only=founders)
-    await node.set_start_learning(options.rounds, founds=name in founders)
+    if options.rejoin:
+        state = dataclasses.replace(
+            node.state, name=options.rejoin, experiment=EXPERIMENT, rounds_total=options.rounds
+        )
+        restored = await rejoin(state, node.learner, node.communication_protocol)
+        log.emit(events.PeerNotice(REJOINED, str(restored)))
+    else:
+        await node.set_start_learning(options.rounds, founds=name in founders)
     looking = asyncio.ensure_future(_keep_following(node, members))
     stopped = asyncio.ensure_future(_end_of_input())
     ended = asyncio.ensure_future(node.ended())
@@ -170,6 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parameters", type=int, required=True)
     parser.add_argument("--train-s", type=float, required=True)
     parser.add_argument("--straggler-floor-s", type=float, default=0.5)
+    parser.add_argument("--straggler-cap-s", type=float, default=60.0)
+    parser.add_argument("--together", action="store_true", help="no round without one of them")
+    parser.add_argument("--remote-interval", type=int, default=5)
+    parser.add_argument("--keep", type=int, default=KEPT_ROUNDS, help="rounds; 0: all")
+    parser.add_argument("--rejoin", help="come back as the node of this name, by its checkpoints")
     parser.add_argument("--points", type=Path, help="folder of the points at which it is held")
     parser.add_argument("--record", type=Path, help="write the messages that it sends to this file")
     options = parser.parse_args(arguments)

@@ -40,9 +40,9 @@ def by_distance(state: State) -> list[NodeId]:
 
 
 def installed(state: State) -> None:
-    """A round is installed: is a parcel due?"""
+    """A round is installed: is a parcel due? Not of a node that is not yet what it was."""
     every, number = state.settings.stash_rounds, state.installed
-    if every > 0 and number > 0 and number % every == 0:
+    if every > 0 and number > 0 and number % every == 0 and not is_restoring(state):
         state.out.append(Pack(number, state.commit.root))
 
 
