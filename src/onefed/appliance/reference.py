@@ -187,6 +187,8 @@ In a service it comes as another member, `r1-` before its name, asks the others 
 of its old one, and joins; in a list the operator gives it that name.
 `drain` announces a leave, and waits until a round has committed it, \
 {peer_state.LEAVE_LIMIT_S:.0f} s at most.
+So does, under systemd, a machine that its service takes away: as it is powered off, OneGate says \
+that its role wants fewer machines than it has, and OneFlow takes the oldest.
 A machine that is only stopped, or powered off, announces none: when it stays away it loses its \
 vote after `FL_PEER_EVICT_AFTER` rounds, and gets it back when it returns.
 Healthy means that the node hears a leader, or has trained to the end.

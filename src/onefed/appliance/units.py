@@ -34,6 +34,9 @@ FAREWELLS = {
 FAREWELL_LIMIT_S = 20
 """Two attributes at most, each with its own timeout."""
 
+PEER_FAREWELL_LIMIT_S = FAREWELL_LIMIT_S + 70
+"""A peer that leaves its group waits for the commit of that, a minute at most."""
+
 RENEWAL_TIMER = "flower-superlink-renewal.timer"
 
 ACTIVITY = "flower-supernode-activity.service"
@@ -165,12 +168,14 @@ def _farewell(role: Role, moment: str, paths: Paths, python: str) -> Unit:
             "RemainAfterExit=yes",
             f"StandardInput=file:{paths.context}",
             f"ExecStop={python} -P -m onefed.appliance.leave {role} {moment}",
-            f"TimeoutStopSec={FAREWELL_LIMIT_S}",
+            f"TimeoutStopSec={PEER_FAREWELL_LIMIT_S if role is Role.PEER else FAREWELL_LIMIT_S}",
             f"StandardOutput=append:{paths.logs}/leave.log",
             "StandardError=inherit",
             # No user that systemd makes up: the bus has to know who asks.
             f"User={USER}",
             f"Group={USER}",
+            # Where its node is asked to leave the group.
+            *([f"ReadWritePaths={paths.peers}"] if role is Role.PEER else []),
             *_EVERYWHERE,
             *_WITHOUT_DEVICES,
             "PrivateUsers=yes",

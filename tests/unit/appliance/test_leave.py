@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onefed.appliance import leave
 from onefed.appliance.commands import Done
+from onefed.appliance.paths import Paths
+from onefed.checkpoint import files
 
 
 def systemctl(jobs: str) -> Callable[..., Done]:
@@ -69,6 +75,57 @@ def test_a_unit_that_is_only_started_again_has_not(cloud, jobs) -> None:
 def test_a_machine_without_onegate_stops_all_the_same(said) -> None:
     jobs = STOPPED.format(role="supernode")
     assert leave.main(["supernode", "end"], io.BytesIO(said), run=systemctl(jobs)) == 0
+
+
+@pytest.mark.parametrize(
+    ("cardinality", "place", "taken"),
+    [(2, 0, False), (1, 0, True), (1, 1, False), (0, 0, False), (3, 0, False)],
+    ids=["as many", "the oldest", "a newer one", "the whole service", "grows"],
+)
+def test_a_peer_of_which_its_service_has_too_many_is_taken_away(
+    cloud, cardinality: int, place: int, taken: bool
+) -> None:
+    machines = [cloud.add("peer") for _ in range(2)]
+    cloud.model.set_cardinality("peer", cardinality)
+    with cloud.gate(machines[place]) as gate:
+        assert leave.is_taken_away(gate, machines[place].vm_id) is taken
+
+
+@pytest.mark.parametrize("jobs", [STOPPED.format(role="peer"), "7 x restart running"])
+def test_a_peer_that_is_taken_away_asks_its_node_to_leave(cloud, jobs: str, tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    first, _ = cloud.add("peer"), cloud.add("peer")
+    folder = paths.peer_node("peer-1")
+    folder.mkdir(parents=True)
+    paths.peer.parent.mkdir(parents=True)
+    paths.peer.write_text('{"name": "peer-1"}')
+    state = {"pid": os.getpid(), "state": "training", "leader": "peer-2", "round_number": 3}
+    state |= {"rounds_total": 9, "voters": ["peer-1", "peer-2"]}
+    (folder / "state.json").write_text(json.dumps(state))
+    request = folder / "requests" / "leave peer-1"
+    asked = []
+
+    def node() -> None:
+        """Does as the node: it looks for requests, and a commit takes it off the roster."""
+        while not over.wait(0.01):
+            if request.exists():
+                asked.append(request.name)
+                state["voters"] = ["peer-2"]
+                files.write_json(folder / "state.json", state)
+                return
+
+    over = threading.Event()
+    thread = threading.Thread(target=node)
+    thread.start()
+    said = f"TOKENTXT='{first.token}'\nONEGATE_ENDPOINT='{cloud.endpoint}'\nVMID='{first.vm_id}'\n"
+    try:
+        given = io.BytesIO(said.encode())
+        assert leave.main(["peer", "begin"], given, run=systemctl(jobs), root=tmp_path) == 0
+    finally:
+        over.set()
+        thread.join()
+
+    assert asked == (["leave peer-1"] if "poweroff" in jobs else [])
 
 
 def test_words_that_mean_nothing(capsys) -> None:
