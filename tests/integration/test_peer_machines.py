@@ -86,7 +86,7 @@ def service() -> Iterator[tuple[ServiceModel, str]]:
 
 @pytest.fixture
 def machines(service: tuple[ServiceModel, str], tmp_path: Path) -> Iterator[Sequence[Machine]]:
-    ports = [address.rpartition(":")[2] for address in free_addresses(3)]
+    ports = [address.rpartition(":")[2] for address in free_addresses(4)]
     made = [Machine(tmp_path / str(i), *service, port) for i, port in enumerate(ports)]
     yield made
     for each in made:
@@ -102,9 +102,10 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_machines_of_a_service_train_agree_reboot_and_leave(
+def test_machines_of_a_service_train_agree_reboot_leave_and_join(
     service: tuple[ServiceModel, str], machines: Sequence[Machine]
 ) -> None:
+    *machines, fourth = machines
     boots = [each.begin("bootstrap", "--runtime", "process") for each in machines]
     said = [boot.communicate(timeout=LIMIT_S)[0] for boot in boots]
     assert [boot.returncode for boot in boots] == [0, 0, 0], said
@@ -134,3 +135,9 @@ def test_machines_of_a_service_train_agree_reboot_and_leave(
     common = max(staying.rounds.keys() & rebooted.rounds.keys())
     assert common > before
     assert staying.rounds[common]["model_sha256"] == rebooted.rounds[common]["model_sha256"]
+
+    assert fourth.run("bootstrap", "--runtime", "process")[0] == 0
+    own = service[0].attributes(fourth.vm.vm_id)[peers.CONTACT_NAME]
+    until(lambda: any(own in each["contributors"] for each in staying.rounds.values()))
+    voters = peer_state.look(Paths(staying.root), names[1], datetime.now(UTC)).voters
+    assert set(voters) <= {names[1], names[2], own}, "it has joined the group that there is"

@@ -143,7 +143,7 @@ async def _run(told: Instructions, nursery: socket.socket, environ: Mapping[str,
     flower = peer_app.PeerApp(
         nursery, place.app.read_bytes(), told.run_config, partition_id=own, num_partitions=count
     )
-    let_in(place, told.name, told.founders, told.listed)
+    let_in(place, told.name, told.founders, told.listed or await _siblings_now(told))
     sign = LifeSign(environ)
 
     def on_state(state: NodeState) -> None:
@@ -215,6 +215,20 @@ def let_in(
     for name in files.names_in(place.members):
         if name != own and name not in wanted:
             files.remove(place.members / name)
+
+
+async def _siblings_now(told: Instructions) -> tuple[PeerContact, ...]:
+    """Peers of the own service, for one that joins: the founders that it knows may have left."""
+    if told.onegate_endpoint is None or told.name in [each.name for each in told.founders]:
+        return ()
+    token = told.token_file.read_text(encoding="ascii")
+    with onegate.OneGate(told.onegate_endpoint, token, told.vm_id) as gate:
+        try:
+            found = await asyncio.to_thread(peers.siblings, gate)
+        except OnefedError as error:  # then it is the founders that it asks
+            sys.stderr.write(f"{error}\n")
+            return ()
+    return tuple(each.contact for each in found if each.contact is not None)
 
 
 async def _watch(place: PeerGroup, told: Instructions) -> None:

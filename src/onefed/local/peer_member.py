@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,9 +140,8 @@ async def run(
         await node.start()
         _list_member(place, node.member)
         await _wait_for_members(place, [each for each in names if each != name], stop)
-        for member in _members(place):
-            if member.node in names:
-                node.connect(member)
+        for member in begins_with(_members(place), name, names):
+            node.connect(member)
         await node.set_start_learning(spec.rounds, spec.epochs, founds=name in names)
         tasks += [
             asyncio.ensure_future(each)
@@ -197,6 +196,16 @@ def _list_member(place: PeerGroup, member: Member) -> None:
     """Have the others let this node in: on one machine, the operator's list is a folder."""
     document = {"node": member.node, "contact": member.contact}
     files.write_json(place.members / member.node, document)
+
+
+def begins_with(
+    members: Sequence[Member], name: str, founders: Collection[str]
+) -> tuple[Member, ...]:
+    """Whom a node takes for the first roster: the founders, where it is one of them.
+
+    Who joins asks everybody it knows: the founders may have left, and it has no vote by its list.
+    """
+    return tuple(each for each in members if each.node in founders or name not in founders)
 
 
 def _members(place: PeerGroup) -> list[Member]:

@@ -12,7 +12,7 @@ from onefed.appliance import peers
 from onefed.checkpoint import files
 from onefed.context import PeerContact
 from onefed.errors import StorageError
-from onefed.local import peer_machine
+from onefed.local import peer_machine, peer_member
 from onefed.local.peer_spec import PeerGroup
 from onefed.node import contact
 from onefed.peer.messages import Member
@@ -83,3 +83,11 @@ def test_instructions_of_another_kind_are_refused(tmp_path: Path, text: str) -> 
     file.write_text(text)
     with pytest.raises(StorageError):
         peer_machine.read(file)
+
+
+def test_a_founder_begins_with_the_founders_and_who_joins_asks_everybody_it_knows() -> None:
+    """All founders must take the same first roster; one that joins later may find none of them."""
+    members = [Member(name, "") for name in ("peer-1", "peer-2", "peer-3")]
+
+    assert peer_member.begins_with(members, "peer-1", ("peer-1", "peer-2")) == tuple(members[:2])
+    assert peer_member.begins_with(members, "peer-4", ("peer-1", "peer-2")) == tuple(members)
