@@ -31,6 +31,7 @@ from onefed.node.content import client_key
 from onefed.node.grpc_transport import GrpcTransport
 from onefed.node.training import Task, Trained, TrainingError
 from onefed.peer.messages import Member, NodeId
+from onefed.peer.topology import Topology
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -126,7 +127,9 @@ async def be_a_node(options: argparse.Namespace) -> int:
         rule=Together() if options.together else aggregate.rule(RULE),
         world=world,
         pace=Pace(
-            straggler_floor_s=options.straggler_floor_s, straggler_cap_s=options.straggler_cap_s
+            straggler_floor_s=options.straggler_floor_s,
+            straggler_cap_s=options.straggler_cap_s,
+            topology=Topology(options.topology),
         ),
         kept_rounds=options.keep or None,
     )
@@ -193,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-s", type=float, required=True)
     parser.add_argument("--straggler-floor-s", type=float, default=0.5)
     parser.add_argument("--straggler-cap-s", type=float, default=60.0)
+    parser.add_argument("--topology", choices=list(Topology), default=Topology.FULL)
     parser.add_argument("--together", action="store_true", help="no round without one of them")
     parser.add_argument("--remote-interval", type=int, default=5)
     parser.add_argument("--keep", type=int, default=KEPT_ROUNDS, help="rounds; 0: all")

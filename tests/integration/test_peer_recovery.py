@@ -20,6 +20,7 @@ from onefed.errors import ExitCode
 from onefed.node.checkpoints import file
 from onefed.node.checkpoints.file import Kind
 from onefed.node.checkpoints.folder import Folder
+from onefed.peer.topology import Topology
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(180)]
 
@@ -84,6 +85,23 @@ def test_a_rule_that_needs_all_ends_with_an_error_and_goes_on_when_all_are_back(
         assert {group.round(n).contributors for n in range(1, group.reached + 1)} == {
             ",".join(group.names)
         }
+        group.require_reference()
+
+
+@pytest.mark.parametrize("topology", [Topology.RING, Topology.STAR])
+def test_members_that_are_not_all_connected_go_on_without_one_of_them(topology: Topology) -> None:
+    """A ring is a line then; a star has its hub."""
+    with Group(options=("--topology", topology)) as group:
+        lost = next(name for name in group.followers if name != group.founders[0])
+        group.kill(lost)
+        number = group.reached
+        group.wait_for("rounds without it", lambda: group.all_at(number + 3))
+        assert lost not in group.round(number + 3).contributors
+        group.start(lost)
+        number = group.reached
+        group.wait_for("its updates", lambda: group.contributes_after(lost, number))
+        group.wait_for("one more round", lambda n=group.reached: group.all_at(n + 1))  # type: ignore[misc]
+        group.require_nobody_died()
         group.require_reference()
 
 
