@@ -59,7 +59,7 @@ def test_nodes_and_runs_are_managed_from_the_command_line(home, request, nginx) 
     [row] = json.loads(home.run("runs", "door", "--json"))["runs"]
     assert row["status"] == "completed"
     assert home.run("runs", "follow") == "No run is under way.\n"
-    home.run("submit", app, "--rounds", "500")
+    home.run("submit", app, "--rounds", "5000")
     home.run("submit", app, code=ExitCode.IN_USE)
     home.run("runs", "stop", "door")
     wait_for(

@@ -119,7 +119,7 @@ def test_a_killed_federation_leaves_nothing_and_goes_on_to_the_same_bits(home) -
 
 
 def test_a_detached_federation_is_looked_at_stopped_and_resumed_from_elsewhere(home) -> None:
-    home.run("up", "--name", "far", "--nodes", "1", "--rounds", "50", "--detach")
+    home.run("up", "--name", "far", "--nodes", "1", "--rounds", "5000", "--detach")
     status = json.loads(home.run("status", "--json"))
     assert (status["name"], status["running"], status["status"]) == ("far", True, "training")
     assert [each["name"] for each in status["machines"]] == ["superlink", "supernode/0"]
