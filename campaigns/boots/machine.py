@@ -19,7 +19,7 @@ from onefed.context import Role
 from onefed.local.cloud import context_document
 from onefed.local.service import VmRecord
 
-from . import engine, network, tree
+from . import cgroups, engine, network, tree
 
 POLL_S = 0.1
 UP_LIMIT_S = 60.0
@@ -95,6 +95,7 @@ class Machine:
         with (self.folder / "console.log").open("ab") as console:
             self.process = subprocess.Popen(
                 [
+                    *cgroups.entering(self.name),
                     *("systemd-nspawn", "--quiet", "--boot", f"--directory={self.disk}"),
                     *("--register=no", "--keep-unit", "--link-journal=no", "--timezone=off"),
                     *(f"--network-bridge={network.BRIDGE}", f"--machine={self.name}"),
@@ -107,16 +108,11 @@ class Machine:
                 stderr=console,
             )
 
-    def begin_to_power_off(self) -> None:
-        """As the platform does it: systemd stops its units and ends. It goes on by itself."""
-        if self.process is not None:
-            self.process.terminate()
-
     def power_off(self) -> None:
-        """The same, to its end."""
+        """As the platform does it: systemd stops its units and ends."""
         if self.process is None:
             return
-        self.begin_to_power_off()
+        self.process.terminate()
         try:
             self.process.wait(OFF_LIMIT_S)
         finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from onefed.appliance import keeper, machine
@@ -19,7 +21,12 @@ pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    tell(tmp_path, f"FL_FLEET_API_ADDRESS='127.0.0.1:{machine.free_port()}'\n")
+    ports = {machine.free_port() for _ in range(3)}
+    tell(
+        tmp_path,
+        f"FL_FLEET_API_ADDRESS='127.0.0.1:{ports.pop()}'\n"
+        f"FL_METRICS_ENABLED='YES'\nFL_METRICS_PORT='{ports.pop()}'\n",
+    )
     yield tmp_path
     if keeper.find(Paths(tmp_path).keeper) is not None:
         onefed(tmp_path, "drain")
@@ -46,6 +53,7 @@ def test_a_coordinator_from_its_context_to_its_end(root: Path) -> None:
     assert booted.returncode == 0, booted.stderr
     assert "SL-11   Health check: done" in booted.stdout
     assert onefed(root, "health").returncode == 0
+    assert "fl_training_status 0.0" in metrics(root)
     first = keeper.find(Paths(root).keeper)
     assert first is not None
 
@@ -63,3 +71,12 @@ def test_a_coordinator_from_its_context_to_its_end(root: Path) -> None:
     assert onefed(root, "drain").stdout == "drained and stopped\n"
     assert onefed(root, "health").returncode == 8
     assert keeper.find(Paths(root).keeper) is None
+    with pytest.raises(httpx.ConnectError):
+        metrics(root)
+
+
+def metrics(root: Path) -> str:
+    """What a monitoring system on this computer sees."""
+    told = Paths(root).context.read_text()
+    port = re.findall("FL_METRICS_PORT='([0-9]+)'", told)[0]
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
