@@ -12,8 +12,9 @@ from onefed.peer.interface import (
 )
 from onefed.peer.messages import Ack, Adopt, Data, Heartbeat, NodeId, Plan, Relay, Shard, Vote
 from onefed.peer.state import Role
+from onefed.sim.host import Host
 from onefed.sim.options import Aim, Fault, Kind
-from onefed.sim.world import Host, World
+from onefed.sim.world import World
 
 
 def arm(world: World) -> None:

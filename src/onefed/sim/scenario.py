@@ -39,9 +39,10 @@ from onefed.peer.messages import (
 )
 from onefed.peer.topology import Topology
 from onefed.sim import show
+from onefed.sim.host import Host
 from onefed.sim.options import Options
 from onefed.sim.violation import Violation
-from onefed.sim.world import Host, World
+from onefed.sim.world import World
 
 UNTIL_S_MAX = 60.0
 """How long ``until`` waits."""

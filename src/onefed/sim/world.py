@@ -51,7 +51,6 @@ from onefed.peer.messages import (
     Blob,
     Contribution,
     Data,
-    Digest,
     Entry,
     Item,
     Member,
@@ -59,7 +58,6 @@ from onefed.peer.messages import (
     NodeId,
     Parcel,
     Plan,
-    Roster,
     Shard,
     Slice,
     Stashes,
@@ -70,6 +68,7 @@ from onefed.peer.topology import Topology
 from onefed.sim.checkers import Checkers, Trained
 from onefed.sim.content import Content, Matter, Numbers
 from onefed.sim.disk import Disk
+from onefed.sim.host import Host
 from onefed.sim.options import SPIKE_S, Options
 from onefed.sim.violation import Violation
 
@@ -80,58 +79,11 @@ DECLINED_S = 2.0
 """An app that gave nothing is tried again after so long."""
 EVICT_AGAIN_S = 0.7
 """How often the operator repeats what was refused, or was told to a node that crashed."""
-ROUNDING_S = 1e-9
 
-Watch: TypeAlias = Callable[["Host", Action], bool]
+Watch: TypeAlias = Callable[[Host, Action], bool]
 """Asked before every action; True: the host ends here."""
 Replay: TypeAlias = Callable[[bytes, NodeId, str], journal.Replayed]
 Compact: TypeAlias = Callable[[NodeId, str, Saved], bytes]
-
-
-class Host:
-    """A node and what is under it."""
-
-    def __init__(self, place: int, settings: Settings, disk: Disk, *, train_s: float) -> None:
-        self.place = place
-        self.name: NodeId = settings.member.node
-        self.settings = settings
-        self.disk = disk
-        self.train_s = train_s
-        self.hoards = False
-        """It says that it has an update, and gives it to nobody."""
-        self.machine: Machine | None = None
-        self.memory: dict[Item, Content] = {}
-        """Slices and shards of others."""
-        self.updates: dict[Digest, Content] = {}
-        """Own ones of this life."""
-        self.life = 0
-        """Starts so far: what an earlier life has begun ends with it."""
-        self.paused_until_s = 0.0
-        self.clock_rate = 1.0
-        self.clock_start_s = 0.0
-        self.tick_at_s = float("inf")
-        """When the next tick is in the queue."""
-        self.training = 0
-        self.trainings = 0
-        self.actions_left: int | None = None
-        """Crash after so many actions."""
-        self.offered: dict[NodeId, tuple[Parcel, ...]] = {}
-        """What others have told this life that they keep of its name before."""
-        self.may_train = True
-        """It does not wait for what others have kept of it."""
-        self.near_by: tuple[Roster, frozenset[NodeId]] = ((), frozenset())
-        """Its neighbours, by a roster."""
-        self.left = False
-        self.dead = False
-        """Does not come back."""
-
-    def local_s(self, now_s: float) -> float:
-        """What its clock says."""
-        return self.clock_start_s + now_s * self.clock_rate
-
-    def global_s(self, local_s: float) -> float:
-        """When its clock says so, or a little later: never earlier."""
-        return (local_s - self.clock_start_s) / self.clock_rate + ROUNDING_S
 
 
 class World:
