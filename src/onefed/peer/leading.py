@@ -186,8 +186,7 @@ def advance(state: State) -> None:
             return
         state.notice("attempt_failed", f"round {state.proposal.round_number}: {failure}")
         if failure == NO_PROGRESS:
-            for node in exchange.withheld(state, state.proposal):
-                _leave_out(state, lead, node)
+            _without(state, lead, state.proposal)
             if state.proposal.owners == (state.me,):
                 lead.stars = 0
             else:
@@ -195,6 +194,18 @@ def advance(state: State) -> None:
                 lead.stars_next = min(2 * lead.stars_next, STAR_ROUNDS_MAX)
         state.proposal = None
     _propose(state, lead)
+
+
+def _without(state: State, lead: Lead, plan: Plan) -> None:
+    """Go on without what was promised and does not come, or fail where the rule cannot."""
+    withheld = exchange.withheld(state, plan)
+    if not state.settings.whole_roster:
+        for node in withheld:
+            _leave_out(state, lead, node)
+    elif withheld:
+        # It is asked for again in the next attempt: left out, it would be missed for ever.
+        names = [each.node for each in plan.contributors if each.node not in withheld]
+        _despair(state, lead, names)
 
 
 def _leave_out(state: State, lead: Lead, node: NodeId) -> None:

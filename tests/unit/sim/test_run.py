@@ -16,6 +16,8 @@ from onefed.sim.run import Outcome, run
 JOINER_ASKS_WHO_HAS_LEFT = 179563178302570
 TWO_ASK_EACH_OTHER = 3624
 OBSERVER_CONTRIBUTES_TO_EVERY_ROUND = 1073616
+LEFT_OUT_WHERE_ALL_ARE_NEEDED = 179568511900615
+IN_A_LINE_ONE_THAT_JOINS_HAS_TRAINED = 57208
 """Seeds of the schedules that found it."""
 
 
@@ -37,6 +39,14 @@ def test_a_joiner_finds_the_group_although_all_that_it_knew_have_left() -> None:
 def test_who_waits_for_an_item_is_not_asked_for_it() -> None:
     """In a ring with a member that is down, two neighbours asked each other for ever."""
     assert report.one(TWO_ASK_EACH_OTHER).violation is None
+
+
+def test_nobody_is_left_out_for_a_stall_where_the_rule_needs_all() -> None:
+    assert report.one(LEFT_OUT_WHERE_ALL_ARE_NEEDED).violation is None
+
+
+def test_what_a_joining_node_has_is_looked_for_where_its_connections_are() -> None:
+    assert report.one(IN_A_LINE_ONE_THAT_JOINS_HAS_TRAINED).violation is None
 
 
 @pytest.mark.parametrize("seed", [501947, 603931])
