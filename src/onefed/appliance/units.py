@@ -175,7 +175,7 @@ def _farewell(role: Role, moment: str, paths: Paths, python: str) -> Unit:
             f"User={USER}",
             f"Group={USER}",
             # Where its node is asked to leave the group.
-            *([f"ReadWritePaths={paths.peers}"] if role is Role.PEER else []),
+            *([f"ReadWritePaths=-{paths.peers}"] if role is Role.PEER else []),
             *_EVERYWHERE,
             *_WITHOUT_DEVICES,
             "PrivateUsers=yes",
