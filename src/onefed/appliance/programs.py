@@ -16,6 +16,7 @@ from onefed.appliance import gateway
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
 from onefed.context import SuperLinkSettings, SuperNodeSettings
+from onefed.telemetry import voice
 
 INHERITED = (
     *("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV"),
@@ -140,6 +141,7 @@ def superlink(
     mine = {
         **base,
         "FLWR_LOG_LEVEL": settings.log_level,
+        voice.VARIABLE: settings.log_format,
         "ONEFED_RECOVERY_DIR": str(paths.recovery),
         "ONEFED_STOP_FILE": str(paths.stop_request),
     }
@@ -232,6 +234,7 @@ def supernode(
     mine = {
         **base,
         "FLWR_LOG_LEVEL": settings.log_level,
+        voice.VARIABLE: settings.log_format,
         "ONEFED_DATA_DIR": str(paths.data),
     }
     if settings.isolation == "process":

@@ -260,7 +260,7 @@ _MONITORING = (
         rule=syntax.one_of(("text", "json")),
         example="json",
         help="Log lines for people or for machines.",
-        maps_to="lines of the boot",
+        maps_to="lines of the boot, logs of our programs",
     ),
     Variable(
         name="FL_METRICS_ENABLED",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -420,7 +421,8 @@ def answer_again(instruction: Instruction, answer: Answer) -> Answer:
 
 def load(app: AppReference, fab: bytes) -> ClientApp:
     """Install an app below ``FLWR_HOME`` and import it, as Flower does."""
-    install_from_fab(fab, skip_prompt=True)
+    with contextlib.redirect_stdout(io.StringIO()):  # it would praise itself in the log
+        install_from_fab(fab, skip_prompt=True)
     loader = get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
     return loader(app.fab_id, app.fab_version, app.fab_hash)
 

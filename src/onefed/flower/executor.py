@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,10 @@ from pathlib import Path
 from onefed.flower import adapter, adapter_runtime, libraries, nursery, task_record
 from onefed.flower.launcher import Launcher, NurseryDiedError
 from onefed.flower.lifesign import LifeSign
-from onefed.telemetry import events
+from onefed.telemetry import events, voice
 from onefed.telemetry.log import EventLog
+
+_LOG = logging.getLogger("onefed")
 
 POLL_S = 0.5
 """Between two questions for work; each costs about 20 ms of CPU, half of it in the SuperLink."""
@@ -141,10 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     # Before anything else: the nursery has to come from a process without threads.
     forks = nursery.start(more=functools.partial(_load_libraries, options.app))
+    voice.configure(_LOG, "superlink", os.environ)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    launcher = Launcher(forks, clock=time.monotonic, say=_say)
+    launcher = Launcher(forks, clock=time.monotonic, say=_LOG.info)
     address = options.runtime_api_address
     runtime = adapter_runtime.Runtime(
         address, options.root_certificates, options.superexec_auth_secret_file
@@ -157,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _work(executor, complaint, sign, stopping)
     except NurseryDiedError as error:
-        _say(str(error))
+        _LOG.error("%s", error)
         return int(error.exit_code)
     finally:
         executor.end()
@@ -182,7 +185,7 @@ def _work(
             complaint.hear(error)
             if error.message != said:
                 said = error.message
-                _say(said)
+                _LOG.warning("%s", said)
         _wait(executor, stopping, pause_s)
 
 
@@ -204,10 +207,6 @@ def _emitter(environ: Mapping[str, str]) -> Callable[[events.Event], None]:
     if path is None:
         return lambda _: None
     return EventLog(Path(path), "superlink", lambda: datetime.now(UTC)).emit
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -6,6 +6,7 @@ It is started beside the SuperLink and kept alive by whatever keeps the SuperLin
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -26,11 +27,15 @@ from onefed.flower.registration import Registrar
 from onefed.flower.roster import Roster
 from onefed.flower.run_watch import RunWatch
 from onefed.opennebula import onegate
-from onefed.telemetry import events
+from onefed.telemetry import events, voice
 from onefed.telemetry.log import EventLog
+
+_LOG = logging.getLogger("onefed")
 
 POLL_S = 0.5
 """One round of looking: new keys, nodes that came or went, the state of the run."""
+
+ROLE = "superlink"
 
 CALM_POLL_S = 2.0
 """Between two looks at nodes and run while a ServerApp lives: its death is seen by itself, and each
@@ -107,7 +112,9 @@ def main(arguments: list[str]) -> int:
     def now() -> datetime:
         return datetime.now(UTC)
 
-    log = EventLog(Path(os.environ["ONEFED_EVENTS"]), "superlink", now)
+    voice.configure(_LOG, ROLE, os.environ)
+    log = EventLog(Path(os.environ["ONEFED_EVENTS"]), ROLE, now)
+    relay = voice.Relay(log.path, ROLE, sys.stdout) if voice.wants_json(os.environ) else None
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -128,7 +135,7 @@ def main(arguments: list[str]) -> int:
         )
         if told.enrolment_socket is not None:
             enrolment_server.start(told.enrolment_socket, told.requests)
-        _supervise(supervisor, LifeSign(os.environ), stopping)
+        _supervise(supervisor, LifeSign(os.environ), stopping, relay)
         control.close()
     except OnefedError as error:
         log.emit(events.Notice("ERROR", str(error)))
@@ -146,7 +153,9 @@ def committed_round(recovery: Path) -> int:
     return 0 if newest is None else newest.round_number
 
 
-def _supervise(supervisor: Supervisor, sign: LifeSign, stopping: threading.Event) -> None:
+def _supervise(
+    supervisor: Supervisor, sign: LifeSign, stopping: threading.Event, relay: voice.Relay | None
+) -> None:
     """Look again and again, until we are stopped."""
     said, died = "", False
     while not stopping.is_set():
@@ -158,7 +167,9 @@ def _supervise(supervisor: Supervisor, sign: LifeSign, stopping: threading.Event
             # The servers may be starting; the next look is half a second away.
             if error.message != said:
                 said = error.message
-                _say(said)
+                _LOG.warning("%s", said)
+        if relay is not None:
+            relay.look()
         died = _wait(supervisor, stopping)
 
 
@@ -170,10 +181,6 @@ def _wait(supervisor: Supervisor, stopping: threading.Event) -> bool:
         if supervisor.server_app_died():
             return True
     return False
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
 
 
 if __name__ == "__main__":

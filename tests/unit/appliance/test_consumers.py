@@ -258,7 +258,7 @@ SEEN_ELSEWHERE = {
     "FL_EDGE_BACKOFF": "test_supernode.py: the waits of discovery",
     "FL_EDGE_MAX_BACKOFF": "test_supernode.py: the waits of discovery",
     "FL_CERT_EXTRA_SAN": "test_superlink.py: names in the certificate",
-    "FL_LOG_FORMAT": "test_stages.py: the lines of the boot",
+    "FL_LOG_FORMAT": "test_stages.py: the lines of the boot; test_program.py: those of a node",
     "FL_USE_CASE": "test_superlink.py: the app that is submitted",
     "FL_PEER_FOUNDERS": "test_peer.py: how many are on the first roster",
     "FL_PEERS": "test_peer.py: who is on the roster, and who is let in",

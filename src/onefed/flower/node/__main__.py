@@ -27,7 +27,7 @@ from onefed.flower.node.keepalive import Keepalive
 from onefed.flower.node.loop import Limits, Node, Wake
 from onefed.flower.node.membership import Heart, Membership
 from onefed.flower.node.workers import Start, Workers
-from onefed.telemetry import events
+from onefed.telemetry import events, voice
 from onefed.telemetry.log import EventLog
 from onefed.tls import node_keys
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # First of all: the nursery has to come from a process without threads.
     nursery = forks.start_nursery(failpoints.from_environ(os.environ))
     options = _options(arguments)
-    _log_to_stderr(os.environ.get("FLWR_LOG_LEVEL", "INFO"))
+    voice.configure(_LOG, "supernode", os.environ)
     wake = Wake()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, wake.stop)
@@ -136,15 +136,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--app-start", choices=list(Start), default=Start.AUTO)
     parser.add_argument("--drain-s", type=float, default=DRAIN_S_DEFAULT, metavar="SECONDS")
     return parser.parse_args(arguments)
-
-
-def _log_to_stderr(level: str) -> None:
-    """Lines of ours; the root logger is left to the app."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    _LOG.addHandler(handler)
-    _LOG.setLevel(level)
-    _LOG.propagate = False
 
 
 def _warner() -> Callable[[str], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ class World:
         server.run_starts(self.run_id)
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *arguments: str, name: str = "node") -> SimpleNamespace:
+    def start(self, *arguments: str, name: str = "node", **environ: str) -> SimpleNamespace:
         """Start a node, and wait until the SuperLink has it."""
         log = self.folder / f"{name}.log"
         command = [
@@ -140,7 +141,7 @@ class World:
             *("--identity", str(self.folder / name), "--port", "0"),
             *("--node-config", "partition-id=1 num-partitions=2", *arguments),
         ]
-        environ = {
+        environ = environ | {
             "PATH": "/usr/bin:/bin",
             "HOME": str(self.folder),
             "FLWR_HOME": str(self.folder / "flwr"),
@@ -160,7 +161,7 @@ class World:
         until(lambda: log.read_text().count("Joined") > before or process.poll() is not None)
         joined = [line for line in log.read_text().splitlines() if "Joined" in line]
         assert joined, log.read_text()
-        node_id = int(joined[-1].rpartition(" ")[2].rstrip("."))
+        node_id = int(re.findall(r"\d{10,}", joined[-1])[-1])
         return SimpleNamespace(process=process, node_id=node_id, log=log)
 
     def ask(self, node_id: int, kind: str = "train", *, group: str = "1") -> str:

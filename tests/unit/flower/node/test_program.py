@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from onefed.flower import packing
+from onefed.telemetry import lines, voice
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(120)]
 
@@ -88,6 +89,19 @@ def test_the_same_question_of_our_round_loop_gets_the_same_answer_and_trains_not
     assert [json.loads(line)["round"] for line in calls.read_text().splitlines()] == ["1", "2"]
     # A ServerApp of another kind may mean it.
     assert [facts("3")["count"] for _ in range(2)] == [3, 4]
+
+
+def test_its_log_is_json_where_that_is_wanted(world_with: Callable[[str], Any], apps: Any) -> None:
+    world = world_with(apps.CLIENT)
+    node = world.start(**{voice.VARIABLE: "json"})
+    world.facts(node.node_id)
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait() == 0
+    texts = node.log.read_text().splitlines()
+    said = [record for text in texts if (record := lines.parse(text)) is not None]
+    assert {record.role for record in said} == {"supernode"}
+    assert any("Joined" in record.message for record in said)
+    assert [text for text in texts if lines.parse(text) is None and "imported by" not in text] == []
 
 
 @pytest.mark.parametrize(("client", "code"), [("BROKEN", APP_RAISED), ("EXITING", APP_CRASHED)])
