@@ -19,6 +19,7 @@ from onefed.arrays import Arrays
 from onefed.checkpoint.files import DamagedError
 from onefed.errors import OnefedError, StorageError
 from onefed.node.checkpoints import parcel as packing
+from onefed.node.checkpoints.backlog import Backlog
 from onefed.node.checkpoints.file import About, Checkpoint, Kind, as_remote
 from onefed.node.checkpoints.folder import Folder
 from onefed.node.codec import CodecError
@@ -82,6 +83,10 @@ class Learner:
         self._outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._saver = ThreadPoolExecutor(1, "checkpoints")
         self._packer = ThreadPoolExecutor(1, "parcels")
+        self._backlog = Backlog()
+        self._is_writing = False
+        self._left_out = 0
+        """Checkpoints that were not saved, for want of time."""
         self._packing: dict[Parcel, asyncio.Task[bytes | None]] = {}
         """Being packed; both who are to keep it get the same bytes."""
         self.model: Arrays | None = None
@@ -124,12 +129,12 @@ class Learner:
         """After training: ``local``."""
         about = self._about(Kind.LOCAL, task.round_number, self._state(), base=base)
         self._trained = Checkpoint(about, made.model, made.private)
-        await self._save(self._trained)
+        await self._save_in_turn(self._trained)
 
     async def accepted(self, entry: Entry) -> None:
         """After aggregation: ``aggregated``."""
         content = await self._work.model(entry.root)
-        await self._save(
+        await self._save_in_turn(
             Checkpoint(self._of_entry(Kind.AGGREGATED, entry), self._content.model(content))
         )
 
@@ -141,7 +146,7 @@ class Learner:
             entry,
             {"rounds_total": state.rounds_total, "epochs": state.epochs, **self._around()},
         )
-        await self._save(Checkpoint(about, model, self._work.private))
+        await self._save_in_turn(Checkpoint(about, model, self._work.private))
 
     async def pack(self, action: Pack) -> None:
         """Have ready on this disk what others are to keep."""
@@ -268,6 +273,29 @@ class Learner:
         self._work.private = checkpoint.private
         number = checkpoint.about.round_number
         await asyncio.to_thread(self._store.write_private, number, checkpoint.private)
+
+    async def _save_in_turn(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint after those that wait; where the disk is slower than the rounds, the
+        older ones are left out."""
+        left_out = self._backlog.put(checkpoint)
+        if left_out and not self._left_out:
+            about = left_out[0].about
+            self._world.emit(
+                events.Notice(
+                    "WARNING",
+                    f"The disk is slower than the rounds: {about.kind} of round "
+                    f"{about.round_number} is not saved, nor will be others. The newest is.",
+                )
+            )
+        self._left_out += len(left_out)
+        if self._is_writing:
+            return
+        self._is_writing = True
+        try:
+            while (waiting := self._backlog.take()) is not None:
+                await self._save(waiting)
+        finally:
+            self._is_writing = False
 
     async def _save(self, checkpoint: Checkpoint, by: ThreadPoolExecutor | None = None) -> bool:
         try:
