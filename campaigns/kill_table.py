@@ -20,6 +20,8 @@ A cell is good when it was hit, the run ended by itself with equal digests, and 
 round after it had been announced.
 """
 
+SEEDS_SHOWN = 10
+
 BUGS = """## Bugs found, by what
 
 | Found by | What was wrong |
@@ -41,10 +43,13 @@ def page(lines: Sequence[Line], is_good: Callable[[Any], bool], *, cells_total: 
     parts = [HEAD]
     if cells:
         good = sum(is_good(line) for line in cells.values())
-        gaps = sorted(line["gap_s"] for line in cells.values() if "gap_s" in line)
+        gaps = {name: line["gap_s"] for name, line in cells.items() if "gap_s" in line}
+        alone = sorted(gap for name, gap in gaps.items() if _is_single_kill(name))
+        others = sorted(gap for name, gap in gaps.items() if not _is_single_kill(name))
         parts.append(
             f"## Cells\n\nOf the table's {cells_total} cells {len(cells)} were run, and {good} are "
-            f"good.\n{_gaps(gaps)}\nThe machine was busy with other work: gaps are upper bounds.\n"
+            f"good.\n{_gaps('One process killed', alone)}"
+            f"{_gaps('Pairs, pauses, outages, all at once', others)}"
         )
         rows = [_cell_row(name, line, is_good(line)) for name, line in cells.items()]
         head = "| Strategy | When | Fault | Outcome | Hit | Equal | Lost | Gap, s | |"
@@ -53,9 +58,15 @@ def page(lines: Sequence[Line], is_good: Callable[[Any], bool], *, cells_total: 
         good = sum(is_good(line) for line in seeds.values())
         parts.append(
             f"## Soak\n\nSeeded runs of five rounds with one to three faults each: "
-            f"{good} of {len(seeds)} are good.\n"
+            f"{good} of {len(seeds)} are good.\nEach is a line of "
+            "[kills.jsonl](../campaigns/results/kills.jsonl); the first ten, and any that is bad:\n"
         )
-        rows = [_seed_row(seed, line, is_good(line)) for seed, line in sorted(seeds.items())]
+        shown = {
+            seed: is_good(line)
+            for place, (seed, line) in enumerate(sorted(seeds.items()))
+            if place < SEEDS_SHOWN or not is_good(line)
+        }
+        rows = [_seed_row(seed, seeds[seed], good) for seed, good in shown.items()]
         head = "| Seed | Strategy | Faults | Outcome | Equal | Lost | |"
         parts.append("\n".join([head, "|---|---|---|---|---|---|---|", *rows]) + "\n")
     commits = sorted({line["commit"] for line in (*cells.values(), *seeds.values())})
@@ -64,13 +75,18 @@ def page(lines: Sequence[Line], is_good: Callable[[Any], bool], *, cells_total: 
     return "\n".join(parts)
 
 
-def _gaps(gaps: Sequence[float]) -> str:
+def _is_single_kill(name: str) -> bool:
+    fault = name.split(", ", 2)[2]
+    return fault.startswith("kill: ") and "+" not in fault and "everything" not in fault
+
+
+def _gaps(what: str, gaps: Sequence[float]) -> str:
     if not gaps:
         return ""
     within = sum(gap <= 5.0 for gap in gaps)
     return (
-        f"Gaps: median {statistics.median(gaps):.1f} s, largest {gaps[-1]:.1f} s, "
-        f"{within} of {len(gaps)} within 5 s."
+        f"{what}: gaps of {statistics.median(gaps):.1f} s in the median, {gaps[-1]:.1f} s at most, "
+        f"{within} of {len(gaps)} within 5 s.\n"
     )
 
 

@@ -80,7 +80,8 @@ def test_the_page_counts_and_shows_what_is_bad() -> None:
     ]
     page = kill_table.page(lines, kills.is_good, cells_total=90)
     assert "Of the table's 90 cells 2 were run, and 1 are good." in page
-    assert "Gaps: median 6.5 s, largest 9.0 s, 1 of 2 within 5 s." in page
+    assert "One process killed: gaps of 4.0 s in the median, 4.0 s at most, 1 of 1" in page
+    assert "all at once: gaps of 9.0 s in the median, 9.0 s at most, 0 of 1 within 5 s." in page
     assert "| FedAvg | saving | kill: serverapp | finished | yes | yes | 1 | 4.0 | good |" in page
     assert "| stuck | yes | yes | 1 | 9.0 | **bad** |" in page
     assert "1 of 1 are good." in page
