@@ -38,7 +38,7 @@ POLL_GROWTH = 1.3
 NODES_POLL_S = 1.0
 """How often the nodes are looked at, for those that came back."""
 
-DOUBT_S = 5.0
+DOUBT_S = 2.0
 """After a look whose answer was lost, those that are still at work have so long to show it."""
 
 STALL_REPORT_S = 10.0

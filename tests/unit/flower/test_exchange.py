@@ -319,7 +319,7 @@ class TestComingBack:
         self, grid: Any, clock: Any, phase: Phase, hub: SimpleNamespace
     ) -> None:
         quick = grid.add("0", hub.answer)
-        slow = grid.add("1", lambda message: [(3.0, hub.answer(message))])
+        slow = grid.add("1", lambda message: [(exchange.DOUBT_S - 1, hub.answer(message))])
         grid.loses_answer = True
 
         collected = phase.run(interruptions=lambda: grid.interruptions)
