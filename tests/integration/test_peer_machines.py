@@ -20,6 +20,7 @@ from onefed.appliance.paths import Paths
 from onefed.local.onegate import OneGateServer
 from onefed.local.peer_spec import free_addresses
 from onefed.local.service import ServiceModel
+from onefed.telemetry import events, lines
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -43,6 +44,7 @@ class Machine:
             "FL_PEER_PORT": port,
             "FL_NUM_ROUNDS": str(ROUNDS),
             "FL_RUN_CONFIG": "local-epochs=1",
+            "FL_LOG_FORMAT": "json",
         }
         file = Paths(root).context
         file.parent.mkdir(parents=True)
@@ -141,3 +143,7 @@ def test_machines_of_a_service_train_agree_reboot_leave_and_join(
     until(lambda: any(own in each["contributors"] for each in staying.rounds.values()))
     voters = peer_state.look(Paths(staying.root), names[1], datetime.now(UTC)).voters
     assert set(voters) <= {names[1], names[2], own}, "it has joined the group that there is"
+
+    log = Paths(staying.root).logs / "peer.log"
+    heard = [record for line in log.read_text().splitlines() if (record := lines.parse(line))]
+    assert any(isinstance(each.event, events.PeerRound) for each in heard), "for collectors"

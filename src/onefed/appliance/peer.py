@@ -280,7 +280,13 @@ def all_programs(peer: Peer) -> tuple[Program, ...]:
         events=edge.events,
         failpoints_folder=edge.failpoints,
     )
-    return programs.peer(edge.paths, base, peer.resolution.values["FL_LOG_LEVEL"].text)
+    values = peer.resolution.values
+    return programs.peer(
+        edge.paths,
+        base,
+        log_level=values["FL_LOG_LEVEL"].text,
+        log_format=values["FL_LOG_FORMAT"].text,
+    )
 
 
 def _unit(peer: Peer) -> Outcome:

@@ -257,10 +257,17 @@ def supernode(
     )
 
 
-def peer(paths: Paths, base: Mapping[str, str], log_level: str) -> tuple[Program, ...]:
+def peer(
+    paths: Paths, base: Mapping[str, str], *, log_level: str, log_format: str
+) -> tuple[Program, ...]:
     """A peer's one program. It is of a room above this one, which is started and not imported."""
     argv = [sys.executable, "-P", "-m", "onefed.local.peer_machine", str(paths.peer)]
-    mine = {**base, "FLWR_LOG_LEVEL": log_level, "ONEFED_DATA_DIR": str(paths.data)}
+    mine = {
+        **base,
+        "FLWR_LOG_LEVEL": log_level,
+        voice.VARIABLE: log_format,
+        "ONEFED_DATA_DIR": str(paths.data),
+    }
     return (_ours("peer", argv, mine, paths, PEER_STOP_S, (paths.peer, paths.gate_token)),)
 
 

@@ -36,9 +36,16 @@ from onefed.node.grpc_transport import GrpcTransport
 from onefed.node.transport import Transport
 from onefed.opennebula import onegate
 from onefed.peer.messages import NodeId
+from onefed.telemetry import voice
 from onefed.tls.member_identity import MemberIdentity
 
+_LOG = logging.getLogger("onefed")
+
+ROLE = "peer"
+
 FORMAT = 1
+
+RELAY_LOOK_S = 1.0
 
 SERVICE_LOOK_S = 5.0
 """How soon a new peer of the service is let in; a look reads each of them once."""
@@ -128,11 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(given) != 1:
         sys.stderr.write("usage: python -m onefed.local.peer_machine FILE\n")
         return ExitCode.USAGE
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    voice.configure(_LOG, ROLE, os.environ)
     try:
         return asyncio.run(_run(read(Path(given[0])), nursery, os.environ))
     except OnefedError as error:
-        sys.stderr.write(f"{error}\n")
+        _LOG.error("%s", error)
         return int(error.exit_code)
 
 
@@ -152,7 +159,10 @@ async def _run(told: Instructions, nursery: socket.socket, environ: Mapping[str,
 
     events = environ.get("ONEFED_EVENTS")
     stop = stopping()
-    watching = asyncio.ensure_future(_watch(place, told))
+    beside = [asyncio.ensure_future(_watch(place, told))]
+    if events is not None and voice.wants_json(environ):
+        relay = voice.Relay(Path(events), told.name, sys.stdout)
+        beside.append(asyncio.ensure_future(_hand_on(relay)))
     try:
         error = await peer_member.run(
             place,
@@ -169,8 +179,9 @@ async def _run(told: Instructions, nursery: socket.socket, environ: Mapping[str,
             on_state=on_state,
         )
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for each in beside:
+            each.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
     return 0 if error is None else int(error.exit_code)
 
 
@@ -226,9 +237,19 @@ async def _siblings_now(told: Instructions) -> tuple[PeerContact, ...]:
         try:
             found = await asyncio.to_thread(peers.siblings, gate)
         except OnefedError as error:  # then it is the founders that it asks
-            sys.stderr.write(f"{error}\n")
+            _LOG.warning("%s", error)
             return ()
     return tuple(each.contact for each in found if each.contact is not None)
+
+
+async def _hand_on(relay: voice.Relay) -> None:
+    """What happens here, for whoever collects the log of this program."""
+    try:
+        while True:
+            await asyncio.to_thread(relay.look)
+            await asyncio.sleep(RELAY_LOOK_S)
+    finally:
+        relay.look()  # the last words, too
 
 
 async def _watch(place: PeerGroup, told: Instructions) -> None:
@@ -246,7 +267,7 @@ async def _watch(place: PeerGroup, told: Instructions) -> None:
                 said = ""
             except OnefedError as error:  # the list stays as it is: who is in, is in
                 if str(error) != said:
-                    sys.stderr.write(f"{error}\n")
+                    _LOG.warning("%s", error)
                 said = str(error)
             await asyncio.sleep(SERVICE_LOOK_S)
 

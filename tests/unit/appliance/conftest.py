@@ -471,7 +471,7 @@ def programs_of() -> Callable[..., tuple[Program, ...]]:
             told = {"ONEFED_EVENTS": "/events.jsonl"}
             return (*own, programs.metrics(chosen, paths, told, address="10.0.0.1"))
         if role is context.Role.PEER:
-            return programs.peer(paths, {}, "INFO")
+            return programs.peer(paths, {}, log_level="INFO", log_format="text")
         return programs.supernode(
             context.supernode_settings(found),
             paths,
