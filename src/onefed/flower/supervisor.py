@@ -140,6 +140,8 @@ def main(arguments: list[str]) -> int:
     except OnefedError as error:
         log.emit(events.Notice("ERROR", str(error)))
         log.emit(events.RunStatus("failed", error.message))
+    if relay is not None:
+        relay.look()  # the last words, too
     stopping.wait()
     return 0
 
