@@ -7,6 +7,10 @@ The first two are the message, the last is the hint.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from typing import TypeVar
+
+Found = TypeVar("Found")
 
 
 class ExitCode(enum.IntEnum):
@@ -73,3 +77,39 @@ class StorageError(OnefedError):
     """A file or folder cannot be read or written."""
 
     exit_code = ExitCode.STORAGE
+
+
+class Attempts:
+    """Checks that are all made before anything is refused: whoever asks is told all of it at once.
+
+    What a check found is None where it failed; what depends on it is left out.
+    """
+
+    def __init__(self) -> None:
+        self._problems: list[OnefedError] = []
+
+    def make(self, check: Callable[[], Found]) -> Found | None:
+        """Make a check; what it raises is kept."""
+        try:
+            return check()
+        except OnefedError as error:
+            self._problems.append(error)
+            return None
+
+    def conclude(self) -> None:
+        """Go on if nothing was wrong.
+
+        Raises:
+            OnefedError: every reason, and the exit code of the first.
+        """
+        if len(self._problems) == 1:
+            raise self._problems[0]
+        if self._problems:
+            parts = []
+            for problem in self._problems:
+                parts.append(problem.message)
+                if problem.hint:
+                    parts.append(f"  {problem.hint}")
+            together = OnefedError("\n".join(parts), hint="Correct all of them and start again.")
+            together.exit_code = self._problems[0].exit_code
+            raise together

@@ -274,9 +274,8 @@ def test_two_of_four_are_lost_at_once_and_the_operator_goes_on(
             home.run, "peer", "status", "--name", "watched"
         )
         assert [each["nodes"] for each in peer_group.evictions(place)] == [sorted(lost)]
-        both = [outcome.nodes[name].rounds for name in left]
-        assert len({rounds[reached + 2].model_sha256 for rounds in both}) == 1
-        assert both[0][reached + 2].contributors == ",".join(sorted(left))
+        assert len({outcome.nodes[name].models[reached + 2] for name in left}) == 1
+        assert outcome.view.rounds[reached + 2].contributors == tuple(sorted(left))
         for name in left:
             [decision] = evictions(place, name)
             assert decision.nodes == tuple(sorted(lost))
@@ -307,7 +306,7 @@ def test_two_of_four_are_lost_one_after_the_other_and_nobody_has_to_decide(home:
         finally:
             run.stop()
             outcome = await ended
-        assert len({outcome.nodes[name].rounds[reached].model_sha256 for name in living}) == 1
+        assert len({outcome.nodes[name].models[reached] for name in living}) == 1
         assert outcome.error is None
 
     asyncio.run(scenario())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -51,9 +51,9 @@ STATE_STYLES = {
 def draw(view: FederationView, now: datetime) -> RenderableType:
     """The whole picture: nodes, rounds, charts, times, places."""
     return Group(
-        Panel(_Fitted(lambda width: _nodes(view, width)), title=_title(view), title_align="left"),
+        Panel(Fitted(lambda width: _nodes(view, width)), title=_title(view), title_align="left"),
         Panel(
-            _Fitted(lambda width: _training(view, width)),
+            Fitted(lambda width: _training(view, width)),
             title=Text(view.status, style=STATE_STYLES.get(view.status, "")),
             title_align="left",
         ),
@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
 
 
 @dataclass
-class _Fitted:
+class Fitted:
     """Something that is built for the columns there are."""
 
     build: Callable[[int], RenderableType]
@@ -81,7 +81,7 @@ class _Fitted:
 
 def _title(view: FederationView) -> Text:
     parts = (view.name or "federation", view.app or "", view.strategy or "")
-    return _text(" · ".join(part for part in parts if part))
+    return plain(" · ".join(part for part in parts if part))
 
 
 def _nodes(view: FederationView, width: int) -> RenderableType:
@@ -96,7 +96,7 @@ def _nodes(view: FederationView, width: int) -> RenderableType:
         parts.append(Text(f"and {len(hidden)} more: {states}", style="dim"))
     troubled = [node for node in every if node.reason]
     parts += [
-        _text(f"{_called(node)}: {_first_line(node.reason or '')}", style="red")
+        plain(f"{_called(node)}: {first_line(node.reason or '')}", style="red")
         for node in troubled[:REASONS_SHOWN]
     ]
     return Group(*parts)
@@ -105,7 +105,7 @@ def _nodes(view: FederationView, width: int) -> RenderableType:
 def _node_lines(nodes: Sequence[NodeView]) -> RenderableType:
     return Group(
         *(
-            _text(_called(node)).append(f" {node.state}", style=STATE_STYLES.get(node.state, ""))
+            plain(_called(node)).append(f" {node.state}", style=STATE_STYLES.get(node.state, ""))
             for node in nodes
         )
     )
@@ -119,11 +119,11 @@ def _node_table(nodes: Sequence[NodeView], width: int) -> Table:
         table.add_column(column, no_wrap=True, overflow="ellipsis")
     for node in nodes:
         cells = (
-            _text(_called(node)),
+            plain(_called(node)),
             Text(node.state, style=STATE_STYLES.get(node.state, "")),
             Text("" if node.partition is None else str(node.partition)),
             Text(_last_reply(node)),
-            _text("" if node.ready or node.boot_step is None else node.boot_step, style="dim"),
+            plain("" if node.ready or node.boot_step is None else node.boot_step, style="dim"),
         )
         table.add_row(*cells[:kept])
     return table
@@ -144,22 +144,29 @@ def _place(node: NodeView) -> tuple[bool, str, int, str]:
 
 
 def _training(view: FederationView, width: int) -> RenderableType:
-    total = view.rounds_total or 0
-    line = Text(f"round {view.rounds_done} of {total}" if total else "no round yet")
-    if view.round_current:
-        line.append(f", training round {view.round_current}", style="dim")
+    doing = f", training round {view.round_current}" if view.round_current else ""
+    done = [each for each in view.rounds if each.done]
+    parts = training(view.rounds_done, view.rounds_total or 0, doing, done, width)
+    if view.details:
+        parts.append(plain(view.details, style="yellow"))
+    return Group(*parts)
+
+
+def training(
+    rounds_done: int, rounds_total: int, doing: str, done: Sequence[RoundView], width: int
+) -> list[RenderableType]:
+    """How far it is, how good the models are, and the last rounds."""
+    line = plain(f"round {rounds_done} of {rounds_total}" if rounds_total else "no round yet")
+    line.append_text(plain(doing, style="dim"))
     bar = ProgressBar(
-        total=max(total, 1), completed=view.rounds_done, width=min(width, BAR_WIDTH_MAX)
+        total=max(rounds_total, 1), completed=rounds_done, width=min(width, BAR_WIDTH_MAX)
     )
     parts: list[RenderableType] = [line, bar]
-    done = [each for each in view.rounds if each.done]
     if done:
         parts += [Text(), *_charts(done, width)]
         if width >= NARROW:
             parts += [Text(), _rounds(done[-ROUNDS_SHOWN:], width)]
-    if view.details:
-        parts.append(_text(view.details, style="yellow"))
-    return Group(*parts)
+    return parts
 
 
 def _kills(view: FederationView) -> RenderableType:
@@ -170,7 +177,7 @@ def _kills(view: FederationView) -> RenderableType:
         fate = f"round {kill.recovered_round} done {kill.seconds:.1f} s later" if back else "..."
         table.add_row(
             Text(f"kill {kill.number}", style="dim"),
-            _text(kill.victim, style="bold red"),
+            plain(kill.victim, style="bold red"),
             Text(f"in round {kill.round}"),
             Text("✓" if back else "✗", style="bold green" if back else "bold red"),
             Text(fate, style="" if back else "yellow"),
@@ -223,12 +230,17 @@ def _footer(view: FederationView, now: datetime) -> RenderableType:
         f"restarts {view.restarts}" if view.restarts else "",
         f"failures {view.failures}" if view.failures else "",
     )
+    places = {"logs and state": view.directory, "checkpoint": view.checkpoint}
+    return footer(times, places, view.notices)
+
+
+def footer(
+    times: Sequence[str], places: Mapping[str, str | None], notices: Sequence[str]
+) -> RenderableType:
+    """What is below the panels; what is empty is left out."""
     lines = [Text(" · ".join(part for part in times if part))]
-    if view.directory:
-        lines.append(_text(f"logs and state  {view.directory}", style="dim"))
-    if view.checkpoint:
-        lines.append(_text(f"checkpoint      {view.checkpoint}", style="dim"))
-    lines += [_text(notice, style="yellow") for notice in view.notices[-NOTICES_SHOWN:]]
+    lines += [plain(f"{what:14}  {place}", style="dim") for what, place in places.items() if place]
+    lines += [plain(notice, style="yellow") for notice in notices[-NOTICES_SHOWN:]]
     return Group(*lines)
 
 
@@ -243,10 +255,10 @@ def _called(node: NodeView) -> str:
     return node.vm or node.node_id or "?"
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
     return next(iter(text.splitlines()), "")
 
 
-def _text(text: str, style: str = "") -> Text:
+def plain(text: str, style: str = "") -> Text:
     """What came from elsewhere: one line, in which nothing moves the cursor or is mark-up."""
     return Text(sentences.visible(text), style=style)

@@ -10,9 +10,11 @@ import typer
 
 from onefed.checkpoint import files
 from onefed.cli import peer_group
+from onefed.cli.peer_request import PeerRequestError
 from onefed.cli.screen import say
 from onefed.errors import OnefedError
 from onefed.local import state
+from onefed.local.peer_group import is_alive
 from onefed.local.peer_spec import PeerGroup, group
 
 LIMIT_S = 60.0
@@ -40,7 +42,7 @@ def evict(
     living = _when_nobody_leads(place)
     survivors = sorted(set(living) - set(lost))
     if not unsafe:
-        raise peer_group.PeerRequestError(
+        raise PeerRequestError(
             f"{', '.join(survivors)} would go on without {', '.join(lost)}: rounds that only these "
             "have are lost, and if one of them goes on there are two histories.",
             hint="Say --unsafe if none of them comes back. Where a majority lives, onefed peer "
@@ -73,7 +75,7 @@ def _went_on(said: dict[str, Any], lost: list[str]) -> bool:
 
 
 def _living(place: PeerGroup) -> dict[str, dict[str, Any]]:
-    return {each: said for each, said in place.states().items() if peer_group.is_alive(said)}
+    return {each: said for each, said in place.states().items() if is_alive(said)}
 
 
 def _when_nobody_leads(place: PeerGroup) -> dict[str, dict[str, Any]]:
@@ -89,7 +91,7 @@ def _when_nobody_leads(place: PeerGroup) -> dict[str, dict[str, Any]]:
         if leader is None:
             return living
         if time.monotonic() > deadline_s:
-            raise peer_group.PeerRequestError(
+            raise PeerRequestError(
                 f"{leader} leads with a majority.",
                 hint="onefed peer leave takes a member off safely.",
             )
@@ -112,7 +114,7 @@ def _require_lost(name: str, lost: list[str], living: dict[str, dict[str, Any]])
     if alive:
         problems.append(f"{', '.join(alive)} is alive")
     if problems:
-        raise peer_group.PeerRequestError("\n".join(problems), hint="See onefed peer status.")
+        raise PeerRequestError("\n".join(problems), hint="See onefed peer status.")
 
 
 def _ask(place: PeerGroup, node: str, lost: list[str]) -> None:

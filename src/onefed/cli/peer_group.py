@@ -18,25 +18,19 @@ from rich.table import Table
 
 from onefed import aggregate, context
 from onefed.checkpoint import files
+from onefed.cli import peer_request, start
+from onefed.cli.peer_screen import GroupScreen, screen_for
 from onefed.cli.screen import LogFormat, say, table_console
-from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError
-from onefed.local import peer_group, request, state
+from onefed.errors import Attempts, InUseError, NotFoundError, OnefedError
+from onefed.local import peer_group, state
 from onefed.local.peer_spec import PeerGroup, PeerSpec, free_addresses, group
 from onefed.peer.topology import Topology
-from onefed.telemetry import events, lines
 from onefed.telemetry.lines import Record
 
 NODES_MAX = 64
 NAME_DEFAULT = "peers"
 LEAVE_LIMIT_S = 60.0
-KEEPALIVE = ("FL_GRPC_KEEPALIVE_TIME", "FL_GRPC_KEEPALIVE_TIMEOUT")
 LOOK_S = 0.2
-
-
-class PeerRequestError(OnefedError):
-    """What was asked of a peer group cannot be done."""
-
-    exit_code = ExitCode.CONFIG
 
 
 class Protocol(enum.StrEnum):
@@ -138,15 +132,28 @@ def up(
     from onefed.flower import peer_app  # it imports Flower
 
     names = [f"node-{index}" for index in range(nodes)]
-    failure = _failure(failure_round, recovery_round, failure_nodes or [], names, rounds)
+    attempts = Attempts()
+    attempts.make(lambda: start.check_summary_file(summary))
+    place = attempts.make(lambda: group(state.home(os.environ), name))
+    if place is not None and place.folder.exists():
+        attempts.make(lambda: _require_free(place, replace=replace))
+    failure = attempts.make(
+        lambda: peer_request.failure(
+            failure_round, recovery_round, failure_nodes or [], names, rounds
+        )
+    )
+    keepalive = attempts.make(lambda: peer_request.keepalive(settings or []))
+    fab = attempts.make(lambda: peer_app.pack(app, use_case))
+    run_config: dict[str, context.ConfigValue] = {"strategy": strategy, "seed": seed}
+    if fab is not None:
+        run_config |= attempts.make(lambda: peer_request.settings(settings or [], fab)) or {}
+        attempts.make(lambda: aggregate.require_clients(peer_app.rule(fab, run_config), nodes))
+    attempts.conclude()
+    assert place is not None
+    assert fab is not None
+    assert keepalive is not None
     holds = [] if failure is None else [failure.after_round + 1, failure.before_round]
-    fab = peer_app.pack(app, use_case)
-    keepalive, rest = _keepalive(settings or [])
-    run_config = {**_settings(rest, fab), "strategy": strategy, "seed": seed}
-    aggregate.require_clients(peer_app.rule(fab, run_config), nodes)
-    place = group(state.home(os.environ), name)
     if place.folder.exists():
-        _require_free(place, replace=replace)
         shutil.rmtree(place.folder)
     spec = PeerSpec(
         name=name,
@@ -158,17 +165,17 @@ def up(
         app=use_case if app is None else str(app),
         run_config=run_config,
         topology=topology.value,
-        keepalive_time_s=keepalive["FL_GRPC_KEEPALIVE_TIME"],
-        keepalive_timeout_s=keepalive["FL_GRPC_KEEPALIVE_TIMEOUT"],
+        keepalive_time_s=keepalive.time_s,
+        keepalive_timeout_s=keepalive.timeout_s,
         protocol="memory" if protocol is Protocol.MEMORY else "grpc",
         holds=tuple(each for each in holds if each is not None),
         remote_checkpoint_interval=remote_checkpoint_interval,
         kept_rounds=keep_checkpoints,
     )
     place.write(spec, fab)
-    if log_format is LogFormat.TEXT:
-        say(promise(nodes))
-    _conclude(place, spec, failure, summary, log_format)
+    screen = screen_for(log_format, place, spec)
+    screen.say(promise(nodes))
+    _conclude(place, spec, failure, summary, screen)
 
 
 def resume(
@@ -179,10 +186,11 @@ def resume(
     log_format: Format = LogFormat.TEXT,
 ) -> None:
     """Go on with a group that was stopped or killed: every node from its own disk."""
+    start.check_summary_file(summary)
     place = group(state.home(os.environ), name)
     spec = place.read()
     _require_stopped(place)
-    _conclude(place, spec, None, summary, log_format)
+    _conclude(place, spec, None, summary, screen_for(log_format, place, spec))
 
 
 def status(name: Name = NAME_DEFAULT) -> None:
@@ -192,7 +200,7 @@ def status(name: Name = NAME_DEFAULT) -> None:
     table = Table("NODE", "STATE", "ROLE", "LEADER", "TERM", "ROUND", "MODEL", "VOTERS", box=None)
     for node, said in place.states().items():
         model = str(said.get("model_sha256") or "-")[:12]
-        alive = is_alive(said)
+        alive = peer_group.is_alive(said)
         table.add_row(
             node,
             str(said["state"]) if alive or said["state"] == "finished" else "gone",
@@ -217,7 +225,7 @@ def leave(
     """
     place = group(state.home(os.environ), name)
     place.read()
-    states = {each: said for each, said in place.states().items() if is_alive(said)}
+    states = {each: said for each, said in place.states().items() if peer_group.is_alive(said)}
     voters = [voter for said in states.values() for voter in said["voters"]]
     if node not in voters:
         raise NotFoundError(
@@ -230,7 +238,7 @@ def leave(
         files.write_bytes(place.requests(asked) / f"leave {node}", b"")
     deadline_s = time.monotonic() + LEAVE_LIMIT_S
     while time.monotonic() < deadline_s:
-        living = {each: said for each, said in place.states().items() if is_alive(said)}
+        living = {each: said for each, said in place.states().items() if peer_group.is_alive(said)}
         if all(node not in said["voters"] for each, said in living.items() if each != node):
             files.remove(place.members / node)  # it is let in no more
             say(f"{node} is off the roster.")
@@ -254,7 +262,7 @@ def join(
     place = group(state.home(os.environ), name)
     spec = place.read()
     if spec.protocol == "memory":
-        raise PeerRequestError(
+        raise peer_request.PeerRequestError(
             f"The nodes of {name} live in one process, which no other can join.",
             hint="Start the group with --protocol grpc.",
         )
@@ -265,11 +273,15 @@ def join(
     if chosen in spec.addresses:
         raise InUseError(f"{chosen} is on the first roster of {name}.", hint="Choose another name.")
     if not chosen.rpartition("-")[2].isdigit():
-        raise PeerRequestError(
+        raise peer_request.PeerRequestError(
             f"{chosen!r} does not say which part of the data is its own.",
             hint="End the name with a dash and a number, as in node-4.",
         )
-    raise typer.Exit(asyncio.run(_join(place, spec, chosen, log_format)))
+    own = PeerSpec(**{**vars(spec), "addresses": {chosen: free_addresses(1)[0]}, "holds": ()})
+    outcome = asyncio.run(_train(place, own, None, screen_for(log_format, place, own)))
+    if outcome.error is not None:
+        raise OnefedError(outcome.error)
+    raise typer.Exit(outcome.exit_code)
 
 
 def promise(nodes: int) -> str:
@@ -282,153 +294,21 @@ def promise(nodes: int) -> str:
     return f"{nodes} nodes, {majority} of them decide: training goes on without {who}."
 
 
-def _keepalive(items: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """What ``--set`` says of the nodes' connections in seconds, and the rest of it.
-
-    Raises:
-        PeerRequestError: it makes no sense.
-    """
-    given = {name: context.VARIABLES[name].default for name in KEEPALIVE}
-    rest = []
-    for item in items:
-        name, equals, text = item.partition("=")
-        if name in given and equals:
-            given[name] = text.strip()
-        else:
-            rest.append(item)
-    try:
-        read = {name: context.VARIABLES[name].parse(text) for name, text in given.items()}
-        seconds = {name: float(str(value)) for name, value in read.items()}
-    except ValueError as error:
-        raise PeerRequestError(f"{' and '.join(KEEPALIVE)}: {error}.") from error
-    idle, limit = (seconds[name] for name in KEEPALIVE)
-    if limit >= idle:
-        raise PeerRequestError(
-            f"{KEEPALIVE[1]}={limit:g} has to be less than {KEEPALIVE[0]}={idle:g}.",
-            hint="A connection would be given up before it is probed again.",
-        )
-    return seconds, rest
-
-
-def _settings(items: Sequence[str], fab: bytes) -> dict[str, context.ConfigValue]:
-    """Keys of the run's configuration, from what ``--set`` says.
-
-    Raises:
-        PeerRequestError: a context variable that a group without a coordinator does not read.
-    """
-    from onefed.flower import bundle
-
-    assigned = context.parse_assignments(items)
-    keys = {owner: key for key, owner in context.RUN_CONFIG_NAMES.items()}
-    unknown = sorted(set(assigned.context) - set(keys))
-    if unknown:
-        raise PeerRequestError(
-            f"A peer group does not read {', '.join(unknown)}.",
-            hint="It reads settings of the app and parameters of the rule.",
-        )
-    given = dict(assigned.app_config)
-    for name, text in assigned.context.items():
-        given[keys[name]] = context.parse_assignments([f"value={text}"]).app_config["value"]
-    request.check_app_keys(given, bundle.unpack(fab))
-    return given
-
-
-def _failure(
-    after: int | None, before: int | None, nodes: Sequence[str], names: Sequence[str], rounds: int
-) -> peer_group.Failure | None:
-    """The faults that were asked for.
-
-    Raises:
-        PeerRequestError: they do not make sense; every reason is named.
-    """
-    chosen = [name for each in nodes for name in each.replace(",", " ").split()]
-    if after is None and before is None and not chosen:
-        return None
-    problems = []
-    if after is None or not chosen:
-        problems.append("--failure-round and --failure-nodes belong together")
-    elif not 1 <= after < (rounds if before is None else min(before, rounds)):
-        problems.append("--failure-round must be from 1 to below --recovery-round and --rounds")
-    if before is not None and before > rounds:
-        problems.append(f"--recovery-round must be at most {rounds}, the number of rounds")
-    unknown = sorted(set(chosen) - set(names))
-    if unknown:
-        problems.append(f"there is no node {', '.join(unknown)}")
-    elif len(names) - len(set(chosen)) < len(names) // 2 + 1:
-        problems.append(
-            f"{len(names) - len(set(chosen))} of {len(names)} nodes that are left are no majority "
-            f"({len(names) // 2 + 1}), so no round would be agreed on without the others"
-        )
-    if problems or after is None:
-        raise PeerRequestError("\n".join(problems), hint="See onefed peer up --help.")
-    return peer_group.Failure(tuple(dict.fromkeys(chosen)), after, before)
-
-
 async def _train(
-    place: PeerGroup, spec: PeerSpec, failure: peer_group.Failure | None, log_format: LogFormat
+    place: PeerGroup, spec: PeerSpec, failure: peer_group.Failure | None, screen: GroupScreen
 ) -> peer_group.Outcome:
-    shown = _Shown(log_format, spec.rounds)
+    """Run the nodes of a group, or of a part of it, and show it."""
+
+    def show(records: Sequence[Record]) -> None:
+        screen.show(run, records)
+
     run = peer_group.GroupRun(
-        place,
-        spec,
-        environ=os.environ,
-        clock=time.monotonic,
-        say=say if log_format is LogFormat.TEXT else lambda _: None,
-        show=shown.show,
+        place, spec, environ=os.environ, clock=time.monotonic, say=screen.say, show=show
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, run.stop)
-    return await run.run(failure)
-
-
-async def _join(place: PeerGroup, spec: PeerSpec, node: str, log_format: LogFormat) -> int:
-    own = PeerSpec(**{**vars(spec), "addresses": {node: free_addresses(1)[0]}, "holds": ()})
-    shown = _Shown(log_format, spec.rounds)
-    run = peer_group.GroupRun(
-        place, own, environ=os.environ, clock=time.monotonic, say=say, show=shown.show
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, run.stop)
-    outcome = await run.run()
-    if outcome.error is not None:
-        raise OnefedError(outcome.error)
-    return int(outcome.exit_code)
-
-
-class _Shown:
-    """Events as lines: for people one a round, when the first node has it, and what is wrong."""
-
-    def __init__(self, log_format: LogFormat, rounds: int) -> None:
-        self._format = log_format
-        self._rounds = rounds
-        self._round = 0
-
-    def show(self, records: Sequence[Record]) -> None:
-        """Show what is worth it."""
-        for record in records:
-            if self._format is LogFormat.JSON:
-                say(lines.record_line(record))
-            elif isinstance(record.event, events.PeerRound):
-                if record.event.round > self._round:
-                    self._round = record.event.round
-                    say(lines.text_line(record, rounds_total=self._rounds))
-            elif self._is_told(record):
-                say(f"{lines.text_line(record, rounds_total=self._rounds)} ({record.role})")
-
-    def _is_told(self, record: Record) -> bool:
-        is_leader = isinstance(record.event, events.PeerNotice) and record.event.kind == "leader"
-        return is_leader or record.level in ("WARNING", "ERROR")
-
-
-def _conclusion(document: dict[str, object]) -> str:
-    accuracy = document["accuracy"]
-    good = f", accuracy {accuracy:.4f}" if isinstance(accuracy, float) else ""
-    said = f"{document['status']}: {document['rounds_done']} of {document['rounds_total']} rounds"
-    model = document["model_sha256"]
-    told = f"one model, {str(model)[:12]}" if model else "no common model"
-    return (
-        f"{said} in {document['seconds']} s, {told}{good}; all of it is in {document['directory']}"
-    )
+    with screen.open():
+        return await run.run(failure)
 
 
 def _conclude(
@@ -436,23 +316,20 @@ def _conclude(
     spec: PeerSpec,
     failure: peer_group.Failure | None,
     summary: Path | None,
-    log_format: LogFormat,
+    screen: GroupScreen,
 ) -> None:
     """Train, and say how it ended; raises ``typer.Exit``."""
-    outcome = asyncio.run(_train(place, spec, failure, log_format))
+    outcome = asyncio.run(_train(place, spec, failure, screen))
     document = peer_group.summary(place, spec, outcome)
     files.write_json(place.summary, document)
     if summary is not None:
         files.write_bytes(summary, json.dumps(document, indent=2).encode() + b"\n")
-    if log_format is LogFormat.TEXT:
-        say(_conclusion(document))
-    if outcome.error is not None:
-        raise OnefedError(outcome.error)
+    screen.finish(document)
     raise typer.Exit(outcome.exit_code)
 
 
 def _require_stopped(place: PeerGroup) -> None:
-    if any(is_alive(said) for said in place.states().values()):
+    if any(peer_group.is_alive(said) for said in place.states().values()):
         raise InUseError(
             f"Nodes of {place.folder.name} are running.",
             hint="Stop them, or choose another --name.",
@@ -466,16 +343,3 @@ def _require_free(place: PeerGroup, *, replace: bool) -> None:
             f"There is a peer group {place.folder.name}.",
             hint="--replace discards it; --name names another; onefed peer resume goes on with it.",
         )
-
-
-def is_alive(said: dict[str, object]) -> bool:
-    """Whether the process that wrote this is still there."""
-    pid = said.get("pid")
-    return isinstance(pid, int) and said["state"] != "stopped" and _is_node(pid)
-
-
-def _is_node(pid: int) -> bool:
-    try:
-        return b"onefed.local.peer_" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False

@@ -51,7 +51,7 @@ class _Console(Console):
 
 def say(text: str) -> None:
     """One line on standard output."""
-    _print_line(sentences.visible(text))
+    print_line(sentences.visible(text))
 
 
 def picture_console() -> Console:
@@ -117,12 +117,7 @@ class Terminal:
         self._live.update(live.draw(view, datetime.now(UTC)))
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        table = Table.grid(padding=(0, 2))
-        for name, text in _outcome(summary):
-            table.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
-        style = live.STATE_STYLES.get(str(summary["status"]), "")
-        title = Text(_headline(summary), style=style)
-        self._console.print(Panel(table, title=title, title_align="left", expand=False))
+        self._console.print(outcome_panel(summary))
 
 
 class PlainLines:
@@ -141,14 +136,10 @@ class PlainLines:
                 continue
             if isinstance(event, events.BootStep) and event.status not in STEPS_SAID:
                 continue
-            _print_line(lines.text_line(record, rounds_total=view.rounds_total))
+            print_line(lines.text_line(record, rounds_total=view.rounds_total))
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        say(_headline(summary))
-        for name, text in _outcome(summary):
-            for line in text.splitlines():
-                say(f"  {name:14}{line}")
-                name = ""
+        say_outcome(summary)
 
 
 class JsonLines:
@@ -160,18 +151,42 @@ class JsonLines:
     def say(self, text: str) -> None:
         notice = events.Notice("INFO", text)
         now = datetime.now(UTC)
-        _print_line(lines.event_line(notice, timestamp=now, role="cli", source="cli"))
+        print_line(lines.event_line(notice, timestamp=now, role="cli", source="cli"))
 
     def show(self, view: FederationView, records: Sequence[Record]) -> None:
         del view
         for record in records:
-            _print_line(lines.record_line(record))
+            print_line(lines.record_line(record))
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        _print_line(lines.encode({"event": "summary", "data": dict(summary)}))
+        print_summary(summary)
 
 
-def _print_line(line: str) -> None:
+def outcome_panel(summary: Mapping[str, object]) -> Panel:
+    """How a federation ended, framed."""
+    table = Table.grid(padding=(0, 2))
+    for name, text in _outcome(summary):
+        table.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
+    style = live.STATE_STYLES.get(str(summary["status"]), "")
+    title = Text(_headline(summary), style=style)
+    return Panel(table, title=title, title_align="left", expand=False)
+
+
+def say_outcome(summary: Mapping[str, object]) -> None:
+    """The same as lines."""
+    say(_headline(summary))
+    for name, text in _outcome(summary):
+        for line in text.splitlines():
+            say(f"  {name:14}{line}")
+            name = ""
+
+
+def print_summary(summary: Mapping[str, object]) -> None:
+    """The same for programs."""
+    print_line(lines.encode({"event": "summary", "data": dict(summary)}))
+
+
+def print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -188,7 +203,7 @@ def _outcome(summary: Mapping[str, object]) -> list[tuple[str, str]]:
         ("loss", _number(summary["loss"])),
         ("model sha256", summary["model_sha256"]),
         ("checkpoint", summary["checkpoint"]),
-        ("nodes", summary["nodes"]),
+        ("nodes", _nodes(summary["nodes"])),
         ("failures", summary["failures"]),
         ("restarts", summary["restarts"]),
         ("seconds", summary["seconds"]),
@@ -197,12 +212,23 @@ def _outcome(summary: Mapping[str, object]) -> list[tuple[str, str]]:
         *_chaos(summary.get("chaos")),
     ]
     if summary["status"] != "finished":
-        found.append(("next", f"onefed resume {summary['name']}"))
+        verb = "peer resume --name" if summary.get("topology") == "peer" else "resume"
+        found.append(("next", f"onefed {verb} {summary['name']}"))
     return [
         (name, "\n".join(map(sentences.visible, str(value).splitlines())))
         for name, value in found
         if value is not None
     ]
+
+
+def _nodes(found: object) -> object:
+    """How many; of a group without a coordinator also those that did not end well."""
+    if not isinstance(found, dict):
+        return found
+    others = [
+        f"{name} {each['state']}" for name, each in found.items() if each["state"] != "finished"
+    ]
+    return ", ".join((str(len(found)), *others))
 
 
 def _chaos(found: object) -> list[tuple[str, object]]:

@@ -27,6 +27,7 @@ from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, RoundRecord, Snapshot
 from onefed.errors import OnefedError, StorageError
 from onefed.flower import clients, intake, payload
+from onefed.flower.app_functions import Score
 from onefed.flower.clients import Client
 from onefed.flower.deadline import Deadline
 from onefed.flower.exchange import STALL_REPORT_S, Failure, Patience, Reply, exchange
@@ -80,7 +81,7 @@ class World:
     exporter: Exporter | None
     spool: Path
     """Folder for updates that come before their turn, where memory has no room for them."""
-    evaluate: Callable[[Arrays], payload.Score] | None
+    evaluate: Callable[[Arrays], Score] | None
     """Judges a model on the coordinator; None: the clients are asked."""
     emit: Callable[[events.Event], None]
     clock: Callable[[], float]
@@ -381,7 +382,7 @@ def _evaluate(
     contributors: tuple[Client, ...],
     number: int,
     memory: _Memory,
-) -> tuple[payload.Score | None, int]:
+) -> tuple[Score | None, int]:
     """Judge a model on the coordinator if the app can, else on the clients; and failures.
 
     A client that lost the round is not asked: waiting for it again would double the round.

@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 
 from onefed.aggregate import WEIGHT_MAX, Update, client_order
 from onefed.arrays import Arrays
+from onefed.flower.app_functions import WEIGHT_KEY, Score
 from onefed.flower.clients import Client
 from onefed.flower.exchange import Failure, Reply, bounded
 
 RecordT = TypeVar("RecordT", ArrayRecord, MetricRecord, ConfigRecord)
-
-WEIGHT_KEY = "num-examples"
 
 LOSS_KEYS = ("loss", "eval_loss", "eval-loss", "val_loss", "test_loss")
 ACCURACY_KEYS = ("accuracy", "eval_acc", "eval-acc", "acc", "eval_accuracy", "test_accuracy")
@@ -53,15 +52,6 @@ HEADER_BYTES_MAX = 10_240
 
 HEADERS_KEPT_MAX = 256
 """Headers that were read already, 2.5 MB of them at most."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """How good a model is, as far as that was measured."""
-
-    loss: float | None
-    accuracy: float | None
-    num_examples: int
 
 
 def train_message(

@@ -18,8 +18,10 @@ from typing import Any
 from onefed import aggregate
 from onefed.arrays import Arrays
 from onefed.errors import ExitCode, OnefedError
-from onefed.flower import adapter_peer, bundle, payload, server_app, strategy
+from onefed.flower import adapter_peer, bundle, server_app, strategy
 from onefed.flower.adapter_fleet import AppReference
+from onefed.flower.app_functions import Score
+from onefed.flower.judging import Judge
 from onefed.flower.node.workers import Crash, NurseryDiedError, Start, Workers
 
 LOOK_S = 0.1
@@ -76,6 +78,7 @@ class PeerApp:
         self._workers = Workers(nursery, Start.AUTO)
         self._run_config = {**packed.run_config, **run_config}
         self._node = adapter_peer.PeerNode(partition_id, num_partitions, self._run_config)
+        self._judge: Judge | None = None
         self._tasks = 0
 
     @property
@@ -85,14 +88,25 @@ class PeerApp:
 
     def initial_model(self) -> Arrays:
         """The model before round 1, from the app's own function."""
-        sys.path.insert(0, str(adapter_peer.install(self._fab)))
+        folder = adapter_peer.install(self._fab)
+        sys.path.insert(0, str(folder))
+        if self._managed.evaluate is not None and self._judge is None:
+            self._judge = Judge(folder, self._managed.evaluate, self._run_config)
         return server_app.first_model(self._managed.initial_arrays, self._run_config)
 
-    def judge(self, model: Arrays) -> payload.Score | None:
-        """How good a model is by the app's own measure; None where it has none."""
-        if self._managed.evaluate is None:
-            return None
-        return server_app.judge_of(self._managed.evaluate, self._run_config)(model)
+    @property
+    def judges(self) -> bool:
+        """Whether it has a measure of its own."""
+        return self._managed.evaluate is not None
+
+    def judge(self, model: Arrays) -> Score:
+        """How good a model is by the app's own measure; blocks.
+
+        Raises:
+            JudgingError: the measure gave nothing.
+        """
+        assert self._judge is not None, "the app has a measure, and has given its first model"
+        return self._judge.score(model)
 
     def train(
         self,
@@ -145,6 +159,8 @@ class PeerApp:
 
     def close(self) -> None:
         """End its processes."""
+        if self._judge is not None:
+            self._judge.close()
         self._workers.close()
 
 

@@ -6,15 +6,12 @@ again: it finds the last committed round of its run there and trains the next on
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import json
-import operator
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +27,15 @@ from onefed import aggregate, arrays, failpoints
 from onefed.arrays import Arrays
 from onefed.checkpoint import Exporter, RecoveryStore, Retention, Snapshot, writer_lock
 from onefed.errors import ExitCode, InUseError, NotFoundError, OnefedError
-from onefed.flower import adapter_grid, adapter_runtime, loop, packing, payload, strategy
+from onefed.flower import (
+    adapter_grid,
+    adapter_runtime,
+    app_functions,
+    loop,
+    packing,
+    payload,
+    strategy,
+)
 from onefed.telemetry import events
 from onefed.telemetry.log import EventLog
 
@@ -48,12 +53,6 @@ class ResumeError(OnefedError):
     """What the recovery store holds does not fit what is to be run."""
 
     exit_code = ExitCode.CONFIG
-
-
-class AppFunctionError(OnefedError):
-    """A function that the app names in ``[tool.onefed]`` raised, or returned something else."""
-
-    exit_code = ExitCode.APP
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _train(
     emit(events.TrainingStart(plan.strategy, plan.rounds_total, plan.min_available_clients))
     fresh = first_model(initial_arrays, run_config)
     snapshot = resume(store, plan, fresh, emit) or loop.first_snapshot(plan, rule, fresh)
-    judge = None if evaluate is None else judge_of(evaluate, run_config)
+    judge = None if evaluate is None else app_functions.judge_of(evaluate, run_config)
     world = loop.World(
         grid=grid,
         rule=rule,
@@ -259,54 +258,14 @@ def resume(
     return replace(snapshot, config_sha256=plan.config_sha256, versions=plan.versions)
 
 
-def load(reference: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names; the app's folder is on the path by now."""
-    module, _, names = reference.partition(":")
-    found: Callable[..., Any] = operator.attrgetter(names)(importlib.import_module(module))
-    return found
-
-
 def first_model(reference: str, run_config: Mapping[str, Any]) -> Arrays:
     """The model before round 1, from the app; checked before anything is trained on it."""
-    with _calling(reference, "must return arrays by name"):
-        model = payload.to_arrays(load(reference)(dict(run_config)))
+    with app_functions.calling(reference, "must return arrays by name"):
+        model = payload.to_arrays(app_functions.load(reference)(dict(run_config)))
         arrays.require_supported(model)
         if not model:
             raise ValueError("it returned no arrays")
     return model
-
-
-def judge_of(reference: str, run_config: Mapping[str, Any]) -> Callable[[Arrays], payload.Score]:
-    """The app's own measure of a model on the coordinator."""
-    evaluate = load(reference)
-
-    def judge(model: Arrays) -> payload.Score:
-        with _calling(reference, "must return numbers by name, such as loss and accuracy"):
-            # A copy: what the app does to it must not reach the model that is saved.
-            own = {name: array.copy() for name, array in model.items()}
-            metrics = evaluate(own, dict(run_config))
-            return payload.Score(
-                loss=_number(metrics.get("loss")),
-                accuracy=_number(metrics.get("accuracy")),
-                num_examples=int(metrics.get(payload.WEIGHT_KEY, 0)),
-            )
-
-    return judge
-
-
-@contextlib.contextmanager
-def _calling(reference: str, duty: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise AppFunctionError(
-            f"{reference} of the app failed: {type(error).__name__}: {error}",
-            hint=f"The function {duty}; the ServerApp's log has the traceback.",
-        ) from error
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _exporter(run_config: Mapping[str, Any], plan: loop.Plan) -> Exporter | None:

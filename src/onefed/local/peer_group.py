@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onefed.errors import ExitCode, OnefedError
 from onefed.local.peer_programs import programs
 from onefed.local.peer_spec import PeerGroup, PeerSpec
 from onefed.telemetry import events
+from onefed.telemetry.group import GroupView, MemberView
 from onefed.telemetry.lines import Record
 from onefed.telemetry.log import Follower
 
@@ -38,40 +40,14 @@ class Failure:
     """None: they stay away."""
 
 
-@dataclass
-class NodeView:
-    """What the events of one node say."""
-
-    name: str
-    round_number: int = 0
-    model_sha256: str | None = None
-    failures: int = 0
-    score: events.EvaluationResult | None = None
-    """Of the last model, by the app's own measure."""
-    rounds: dict[int, events.PeerRound] = field(default_factory=dict)
-
-    def read(self, record: Record) -> None:
-        """Take one event."""
-        match record.event:
-            case events.PeerRound() as event:
-                self.rounds[event.round] = event
-                self.round_number = max(self.round_number, event.round)
-                self.model_sha256 = self.rounds[self.round_number].model_sha256
-            case events.ClientFailure():
-                self.failures += 1
-            case events.EvaluationResult() as event:
-                self.score = event
-            case _:
-                pass
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended."""
 
     status: str
     """``finished``, ``stopped`` or ``failed``."""
-    nodes: Mapping[str, NodeView]
+    nodes: Mapping[str, MemberView]
+    view: GroupView
     states: Mapping[str, str]
     restarts: int
     seconds: float
@@ -96,8 +72,13 @@ class GroupRun:
         say: Callable[[str], None],
         show: Callable[[Sequence[Record]], None],
     ) -> None:
-        """``say`` takes a sentence, ``show`` events as they come."""
-        self.views = {name: NodeView(name) for name in spec.addresses}
+        """``say`` takes a sentence; ``show`` events as they come, and is called without some."""
+        self.view = GroupView({name: MemberView(name) for name in spec.addresses})
+        self.restarts = 0
+        self.status = "starting"
+        """``starting``, ``training``, or how it ended."""
+        self.has_ended = False
+        """No process of it is left."""
         self.programs = programs(group, spec, environ)
         self._group = group
         self._spec = spec
@@ -107,9 +88,16 @@ class GroupRun:
         self._followers = {name: Follower(group.events(name)) for name in spec.addresses}
         self._started: set[str] = set()
         self.killed: set[str] = set()
-        self._restarts = 0
         self._progress_s = clock()
         self._stop = asyncio.Event()
+        while self._read():
+            pass  # what earlier starts said is known, and not told again
+        self.view.begin()
+
+    @property
+    def views(self) -> Mapping[str, MemberView]:
+        """Of the nodes of this run; others may be in the group."""
+        return {name: self.view.members[name] for name in self._spec.addresses}
 
     async def run(self, failure: Failure | None = None) -> Outcome:
         """Train all rounds; always ends with no process left."""
@@ -128,15 +116,17 @@ class GroupRun:
         except PeerRunError as problem:
             error = str(problem)
         finally:
+            self.status = status
             states = await self._end()
-        models = {self.views[name].model_sha256 for name in states if name not in self.killed}
-        if status == "finished" and len(models) > 1:
-            status, error = "failed", "The nodes have different models."
+        # An operator's decision may have parted histories: that is his, and no failure.
+        if self.view.split is not None and not evictions(self._group):
+            status, error = "failed", f"Nodes have different models of round {self.view.split}."
         return Outcome(
             status=status,
             nodes=self.views,
+            view=self.view,
             states=states,
-            restarts=self._restarts,
+            restarts=self.restarts,
             seconds=self._clock() - began_s,
             error=error,
         )
@@ -180,7 +170,7 @@ class GroupRun:
         )
         for name in names:
             await self.start(name)
-            self._restarts += 1
+            self.restarts += 1
             self._say(f"✅ Node {name} restarted.")
         await self._until(self._all_at(failure.before_round - 1))
         for name in names:
@@ -219,16 +209,20 @@ class GroupRun:
             await asyncio.sleep(LOOK_S)
 
     def _look(self, reached: Callable[[], bool]) -> bool:
-        records = []
-        for name, follower in self._followers.items():
-            for record in follower.poll():
-                records.append(record)
-                self.views[name].read(record)
-                if isinstance(record.event, events.PeerRound):
-                    self._progress_s = self._clock()
-        if records:
-            self._show(sorted(records, key=lambda record: record.timestamp))
+        records = self._read()
+        if any(isinstance(record.event, events.PeerRound) for record in records):
+            self._progress_s = self._clock()
+            if self.status == "starting":
+                self.status = "training"
+        self._show(records)
         return reached()
+
+    def _read(self) -> list[Record]:
+        """What the nodes have written since, in the order of time."""
+        found = [record for follower in self._followers.values() for record in follower.poll()]
+        found.sort(key=lambda record: record.timestamp)
+        self.view.read(found)
+        return found
 
     def _require_alive(self) -> None:
         for name in self._started - self.killed:
@@ -251,6 +245,7 @@ class GroupRun:
             else:
                 states[name] = "finished" if done else "stopped"
         await self.programs.stop()
+        self.has_ended = True
         self._look(lambda: True)
         return states
 
@@ -259,7 +254,7 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
     """The document of ``--summary`` (docs/summary.md)."""
     views = outcome.nodes
     done = max((view.round_number for view in views.values()), default=0)
-    score = next((view.score for view in views.values() if view.score is not None), None)
+    last = outcome.view.rounds.get(done)
     written = [group.model(name) for name, state in outcome.states.items() if state == "finished"]
     models = {
         view.model_sha256
@@ -271,8 +266,8 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
         "name": spec.name,
         "rounds_done": done,
         "rounds_total": spec.rounds,
-        "accuracy": None if score is None else score.accuracy,
-        "loss": None if score is None else score.loss,
+        "accuracy": None if last is None else last.view.accuracy,
+        "loss": None if last is None else last.view.loss,
         "model_sha256": models.pop() if len(models) == 1 else None,
         "checkpoint": next((str(path) for path in written if path.exists()), None),
         "restarts": outcome.restarts,
@@ -287,9 +282,8 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
             for name, view in views.items()
         },
         "contributors": {
-            str(event.round): event.contributors.split(",")
-            for view in views.values()
-            for event in view.rounds.values()
+            str(number): list(each.contributors)
+            for number, each in sorted(outcome.view.rounds.items())
         },
         "evictions": evictions(group),
         "strategy": spec.strategy,
@@ -301,6 +295,19 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
         "exit_code": int(outcome.exit_code),
         "format": 1,
     }
+
+
+def is_alive(said: Mapping[str, object]) -> bool:
+    """Whether the process that wrote this of itself is still there."""
+    pid = said.get("pid")
+    return isinstance(pid, int) and said["state"] != "stopped" and _is_node(pid)
+
+
+def _is_node(pid: int) -> bool:
+    try:
+        return b"onefed.local.peer_" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def evictions(group: PeerGroup) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from onefed.arrays import Arrays
 from onefed.checkpoint import files, write_model
 from onefed.errors import OnefedError
 from onefed.flower import peer_app
+from onefed.local.peer_judging import Judging
 from onefed.local.peer_spec import PeerGroup, PeerSpec
 from onefed.node import Node, NodeState, Pace, World, contact
 from onefed.node.training import Task, Trained, TrainingError
@@ -73,6 +74,14 @@ class HeldApp:
             raise TrainingError("The round was not wanted any more.")
         return Trained(update.model, update.examples, update.context)
 
+    def evaluate(self, model: Arrays) -> Mapping[str, float]:
+        """By the app's own measure; nothing where it has none."""
+        if not self._app.judges:
+            return {}
+        score = self._app.judge(model)
+        known = {"loss": score.loss, "accuracy": score.accuracy}
+        return {name: value for name, value in known.items() if value is not None}
+
     def close(self) -> None:
         if not self._outlives:
             self._app.close()
@@ -111,12 +120,13 @@ async def run(
     spec = place.read()
     names = list(spec.addresses)
     log = EventLog(events_file or place.events(name), role=name, clock=lambda: datetime.now(UTC))
+    judging = Judging(name, spec.rounds, flower, log)
     world = World(
         make_transport=make_transport,
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
         jitter=random.Random().random,  # noqa: S311 - keeps elections apart, no secret
-        emit=log.emit,
+        emit=judging.emit,
     )
     node = Node(
         app,
@@ -145,14 +155,18 @@ async def run(
         await node.set_start_learning(spec.rounds, spec.epochs, founds=name in names)
         tasks += [
             asyncio.ensure_future(each)
-            for each in (_look_around(place, node), _show(place, node, on_state))
+            for each in (
+                _look_around(place, node),
+                _show(place, node, on_state),
+                judging.run(node),
+            )
         ]
         ended, stopped = asyncio.ensure_future(node.ended()), asyncio.ensure_future(_set(stop))
         tasks += [ended, stopped]
         await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
         if node.error is None and node.state.state == "finished" and not killed.is_set():
             model = await node.model()
-            await asyncio.to_thread(_finish, place, node.state.name, spec, flower, model, log)
+            await asyncio.to_thread(_finish, place, name, spec, model, judging, log)
         if node.error is None:
             await stopped  # until then it serves the others
     finally:
@@ -167,25 +181,15 @@ async def run(
 
 
 def _finish(
-    place: PeerGroup,
-    name: str,
-    spec: PeerSpec,
-    flower: peer_app.PeerApp,
-    model: Arrays,
-    log: EventLog,
+    place: PeerGroup, name: str, spec: PeerSpec, model: Arrays, judging: Judging, log: EventLog
 ) -> None:
     """The last model as a file, and how good it is, where the app can tell."""
     about = {"group": spec.name, "round": str(spec.rounds), "strategy": spec.strategy}
     try:
         write_model(place.model(name), model, about, overwrite=True)
-        score = flower.judge(model)
     except OnefedError as error:
         log.emit(events.Notice("WARNING", str(error)))
-        return
-    if score is not None:
-        log.emit(
-            events.EvaluationResult(spec.rounds, score.loss, score.accuracy, score.num_examples)
-        )
+    judging.judge(spec.rounds, model)
 
 
 async def _set(event: asyncio.Event) -> None:

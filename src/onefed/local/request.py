@@ -8,17 +8,18 @@ federations need not wait for it.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from onefed import apps, context
 from onefed.appliance.machine import require_free_port
 from onefed.checkpoint import holds_checkpoints
-from onefed.errors import ExitCode, InUseError, OnefedError, StorageError
+from onefed.errors import Attempts, ExitCode, InUseError, OnefedError, StorageError
 from onefed.local import state
 from onefed.local.spec import NO_APP, Spec
 from onefed.local.variables import Resolved, resolve
@@ -34,8 +35,6 @@ DISK_FREE_BYTES = 128 * 2**20
 
 ROUNDS_KEY = "num-server-rounds"
 """What Flower's own templates call it."""
-
-Found = TypeVar("Found")
 
 
 class RequestError(OnefedError):
@@ -121,15 +120,8 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     """
     from onefed.flower import bundle
 
-    problems: list[OnefedError] = []
-
-    def attempt(check: Callable[[], Found]) -> Found | None:
-        try:
-            return check()
-        except OnefedError as error:
-            problems.append(error)
-            return None
-
+    attempts = Attempts()
+    attempt = attempts.make
     attempt(lambda: _check_place(request, environ))
     nodes = attempt(lambda: _check_nodes(request.nodes))
     resolved = attempt(lambda: _resolved(request, environ))
@@ -152,8 +144,7 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     packed = attempt(lambda: bundle.build(app)) if app is not None else None
     if resolved is not None and packed is not None:
         attempt(lambda: check_app_keys(resolved.app_config, packed))
-    if problems:
-        raise _together(problems)
+    attempts.conclude()
     assert resolved is not None
     if waits:
         return Prepared(_without_app(request, resolved), None, _warnings(resolved))
@@ -323,14 +314,10 @@ def _check_data(folder: Path, nodes: int, use_case: str | None) -> None:
         )
     if use_case is None:
         return
-    problems = []
+    attempts = Attempts()
     for index in range(nodes):
-        try:
-            apps.check_data(use_case, folder / str(index))
-        except OnefedError as error:
-            problems.append(error)
-    if problems:
-        raise _together(problems)
+        attempts.make(functools.partial(apps.check_data, use_case, folder / str(index)))
+    attempts.conclude()
 
 
 def check_app_keys(given: Mapping[str, context.ConfigValue], packed: bundle.Bundle) -> None:
@@ -407,17 +394,3 @@ def _notices(resolved: Resolved, packed: bundle.Bundle) -> tuple[str, ...]:
             if name in resolved.asked and key not in packed.run_config
         ]
     return tuple(notices)
-
-
-def _together(problems: Sequence[OnefedError]) -> OnefedError:
-    """One error for all of them, with the exit code of the first."""
-    if len(problems) == 1:
-        return problems[0]
-    parts = []
-    for problem in problems:
-        parts.append(problem.message)
-        if problem.hint:
-            parts.append(f"  {problem.hint}")
-    together = RequestError("\n".join(parts), hint="Correct all of them and start again.")
-    together.exit_code = problems[0].exit_code
-    return together

@@ -37,6 +37,9 @@ PEER_WARNINGS = frozenset(
         "evict_refused",
         "unsafe_eviction",
         "estranged",
+        "left_out",
+        "not_restored",
+        "not_stashed",
     }
 )
 """Kinds of ``PeerNotice`` that a person should look at."""

@@ -19,7 +19,7 @@ from onefed.telemetry import events as ev
 from onefed.telemetry import sentences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from onefed.telemetry.lines import Record
@@ -61,6 +61,14 @@ class RoundView:
     def done(self) -> bool:
         """Committed: it will not be trained again."""
         return self.responded is not None
+
+    def judged(self, score: ev.EvaluationResult) -> RoundView:
+        """With how good its model is, as far as that was not known."""
+        return replace(
+            self,
+            loss=_known(self.loss, score.loss),
+            accuracy=_known(self.accuracy, score.accuracy),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,10 +177,15 @@ class FederationView:
 
     def eta_seconds(self) -> float | None:
         """What the remaining rounds will take if they are like the median of the last ones."""
-        known = [each.seconds for each in self.rounds if each.seconds is not None][-ETA_ROUNDS:]
-        if self.rounds_total is None or not known or self.ended_at is not None:
+        if self.rounds_total is None or self.ended_at is not None:
             return None
-        return statistics.median(known) * max(0, self.rounds_total - self.rounds_done)
+        return remaining_seconds(self.rounds, self.rounds_total - self.rounds_done)
+
+
+def remaining_seconds(rounds: Sequence[RoundView], left: int) -> float | None:
+    """What so many rounds will take if they are like the median of the last ones."""
+    known = [each.seconds for each in rounds if each.seconds is not None][-ETA_ROUNDS:]
+    return statistics.median(known) * max(0, left) if known else None
 
 
 def fold(records: Iterable[Record], view: FederationView | None = None) -> FederationView:
@@ -306,14 +319,7 @@ def _apply_round(
             view = replace(_all_nodes(view, "training", "idle"), details=sentences.sentence(event))
             return _with_round(view, replace(old, repeats=old.repeats + 1))
         case ev.EvaluationResult():
-            return _with_round(
-                view,
-                replace(
-                    old,
-                    loss=_known(old.loss, event.loss),
-                    accuracy=_known(old.accuracy, event.accuracy),
-                ),
-            )
+            return _with_round(view, old.judged(event))
 
 
 def _apply_machine(

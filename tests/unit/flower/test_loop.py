@@ -24,6 +24,7 @@ from onefed.arrays import Arrays, digest
 from onefed.checkpoint import Exporter, RecoveryStore, Snapshot, files
 from onefed.errors import StorageError
 from onefed.flower import loop, payload
+from onefed.flower.app_functions import Score
 from onefed.telemetry import events
 
 ROUNDS = 4
@@ -99,7 +100,7 @@ class Federation:
         self.store = RecoveryStore(folder / "recovery", system=self.disk)
         self.rule: aggregate.Rule = MEMORY
         self.exporter: Exporter | None = None
-        self.evaluate: Callable[[Arrays], payload.Score] | None = lambda model: payload.Score(
+        self.evaluate: Callable[[Arrays], Score] | None = lambda model: Score(
             distance(model), 0.5, 7
         )
         self.stopping = False

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as numpy_st
 from onefed import aggregate, arrays
 from onefed.aggregate import WEIGHT_MAX, Update
 from onefed.flower import payload
+from onefed.flower.app_functions import Score
 from onefed.flower.exchange import REASON_LENGTH_MAX, Failure, Reply
 
 Replies = Callable[..., Reply]
@@ -53,7 +54,7 @@ def zip_of(data: bytes) -> bytes:
     return file.getvalue()
 
 
-def read_score(replies: list[Reply]) -> tuple[payload.Score | None, list[Failure]]:
+def read_score(replies: list[Reply]) -> tuple[Score | None, list[Failure]]:
     """What the loop does with evaluate replies, one after the other."""
     judged = [payload.read_vote(reply) for reply in replies]
     votes = [each for each in judged if isinstance(each, payload.Vote)]
@@ -250,7 +251,7 @@ class TestReadScore:
             ]
         )
 
-        assert score == payload.Score(loss=1.0, accuracy=0.75, num_examples=4)
+        assert score == Score(loss=1.0, accuracy=0.75, num_examples=4)
         assert failures == []
 
     @pytest.mark.parametrize("loss_name", payload.LOSS_KEYS)
@@ -262,12 +263,12 @@ class TestReadScore:
 
         score, _ = read_score([reply_of(metrics=metrics)])
 
-        assert score == payload.Score(loss=0.5, accuracy=1.0, num_examples=2)
+        assert score == Score(loss=0.5, accuracy=1.0, num_examples=2)
 
     def test_an_app_may_measure_nothing(self, reply_of: Replies) -> None:
         score, failures = read_score([reply_of(metrics=MetricRecord({"num-examples": 2}))])
 
-        assert score == payload.Score(loss=None, accuracy=None, num_examples=2)
+        assert score == Score(loss=None, accuracy=None, num_examples=2)
         assert failures == []
 
     def test_nobody_evaluated(self) -> None:
@@ -312,7 +313,7 @@ class TestReadScore:
             ]
         )
 
-        assert score == payload.Score(loss=1.0, accuracy=None, num_examples=1)
+        assert score == Score(loss=1.0, accuracy=None, num_examples=1)
         assert [(failure.client.key, failure.error_type) for failure in failures] == [
             ("0", "malformed_reply")
         ]

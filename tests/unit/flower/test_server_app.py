@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 from onefed.arrays import digest
 from onefed.checkpoint import ModelMismatchError, RecoveryStore
 from onefed.errors import ExitCode, InUseError, NotFoundError
-from onefed.flower import bundle, loop, server_app
+from onefed.flower import app_functions, bundle, loop, server_app
 from onefed.telemetry import events, log
 
 RUN_CONFIG: dict[str, Any] = {**bundle.RUN_CONFIG_DEFAULTS, "run": "run-1", "num-server-rounds": 2}
@@ -177,7 +177,7 @@ class TestRun:
     def test_whatever_ends_it_is_told_as_an_event(self, machine: Machine) -> None:
         with pytest.raises(ValueError, match="three"):
             machine.run(**{"num-server-rounds": "three"})
-        with pytest.raises(server_app.AppFunctionError):
+        with pytest.raises(app_functions.AppFunctionError):
             machine.run(server_app.managed("the_task:broken", None))
 
         notices = machine.of(events.Notice)
@@ -306,7 +306,7 @@ class TestAppFunctions:
 
     @pytest.mark.parametrize("function", ["broken", "nothing", "empty", "objects"])
     def test_what_is_no_model_is_the_apps_error(self, function: str) -> None:
-        with pytest.raises(server_app.AppFunctionError, match=f"the_task:{function}") as raised:
+        with pytest.raises(app_functions.AppFunctionError, match=f"the_task:{function}") as raised:
             server_app.first_model(f"the_task:{function}", {})
         assert raised.value.exit_code is ExitCode.APP
         assert "must return arrays by name" in (raised.value.hint or "")
@@ -314,19 +314,19 @@ class TestAppFunctions:
     def test_judging_leaves_the_model_alone(self) -> None:
         model = {"w": np.zeros(3, np.float32)}
 
-        score = server_app.judge_of("the_task:evaluate", {})(model)
+        score = app_functions.judge_of("the_task:evaluate", {})(model)
 
         assert (score.loss, score.accuracy, score.num_examples) == (0.5, 1.0, 9)
         assert model["w"].tolist() == [0.0] * 3
 
     def test_an_app_may_measure_nothing(self) -> None:
-        score = server_app.judge_of("the_task:empty", {})({})
+        score = app_functions.judge_of("the_task:empty", {})({})
 
         assert (score.loss, score.accuracy, score.num_examples) == (None, None, 0)
 
     @pytest.mark.parametrize("function", ["broken", "nothing", "words"])
     def test_what_is_no_score_is_the_apps_error(self, function: str) -> None:
-        judge = server_app.judge_of(f"the_task:{function}", {})
+        judge = app_functions.judge_of(f"the_task:{function}", {})
 
-        with pytest.raises(server_app.AppFunctionError, match=f"the_task:{function}"):
+        with pytest.raises(app_functions.AppFunctionError, match=f"the_task:{function}"):
             judge({"w": np.zeros(3, np.float32)})

@@ -26,6 +26,7 @@ from onefed.apps.image_classification import task
 from onefed.arrays import Arrays, digest, nbytes
 from onefed.checkpoint import RecoveryStore, Snapshot
 from onefed.flower import clients, exchange, intake, loop, payload, virtual
+from onefed.flower.app_functions import Score
 from onefed.flower.virtual import VirtualGrid
 from onefed.telemetry import events
 
@@ -80,7 +81,7 @@ class Run:
             store=RecoveryStore(folder / "recovery"),
             exporter=None,
             spool=folder / "spool",
-            evaluate=lambda _model: payload.Score(0.0, 0.0, 1),
+            evaluate=lambda _model: Score(0.0, 0.0, 1),
             emit=self.events.append,
             clock=lambda: next(passed_s) / 1000,
             now=lambda: datetime(2026, 1, 1, tzinfo=UTC),
