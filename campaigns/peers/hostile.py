@@ -37,6 +37,7 @@ from onefed.peer.messages import (
     Item,
     Member,
     Parcel,
+    Piece,
     Shard,
     Slice,
     Want,
@@ -105,6 +106,7 @@ def absurd(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
                 Slice(number, "node-0", digest, number, other),
                 Shard(number, Ballot(number, other), number),
                 Blob(digest),
+                Piece(digest, number, other),
                 Parcel("../node-0", number, digest, digest),
             )
         )

@@ -42,6 +42,8 @@ KEPT_ROUNDS = 2
 REJOINED = "rejoined"
 """Kind of the notice by which a node says what ``rejoin`` has returned."""
 LOOK_S = 0.05
+PIECE_BYTES = 2**14
+"""A model has five of them, so that one that is missing is fetched from several members."""
 FRAMES_KEPT = 4000
 LENGTH = struct.Struct("<I")
 
@@ -130,6 +132,7 @@ async def be_a_node(options: argparse.Namespace) -> int:
             straggler_floor_s=options.straggler_floor_s,
             straggler_cap_s=options.straggler_cap_s,
             topology=Topology(options.topology),
+            piece_bytes=PIECE_BYTES,
         ),
         kept_rounds=options.keep or None,
     )

@@ -26,6 +26,7 @@ from onefed.peer.messages import (
     Heartbeat,
     Item,
     Message,
+    Piece,
     Plan,
     Roster,
     Shard,
@@ -101,6 +102,8 @@ def _wrong(value: Any) -> str | None:
             return f"an update of weight {weight}"
         case Slice(index=index, count=count) if not 0 <= index < count <= SHARDS_MAX:
             return f"part {index} of {count} of an update"
+        case Piece(index=index, count=count) if not 0 <= index < count <= SHARDS_MAX or count < 2:
+            return f"piece {index} of {count} of a model"
         case Shard(index=index) if not 0 <= index < SHARDS_MAX:
             return f"part {index} of a model"
         case Plan(contributors=()):

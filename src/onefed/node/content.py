@@ -117,6 +117,15 @@ class Content:
             (r.stop - r.start) * self._state_like[r.key].dtype.itemsize for r in state
         )
 
+    def piece_bytes(self, index: int, count: int) -> int:
+        """Of one piece of a model on its way as bytes."""
+        return (index + 1) * self.model_bytes // count - index * self.model_bytes // count
+
+    def piece(self, content: bytes | memoryview, index: int, count: int) -> memoryview:
+        """One of ``count`` nearly equal ranges of a model's bytes; a view of them."""
+        start = index * self.model_bytes // count
+        return memoryview(content)[start : start + self.piece_bytes(index, count)]
+
     def part(self, update: Arrays, index: int, count: int) -> bytes:
         """One of ``count`` nearly equal ranges of an update."""
         return b"".join(

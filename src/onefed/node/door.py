@@ -99,9 +99,9 @@ class Door:
             case Blob(root):
                 if await asyncio.to_thread(self._content.root, came) != root:
                     raise codec.CodecError("A model that does not have its digest.")
-                if root not in self._items.wanted:
+                if not self._items.is_wanted(chunk.item):
                     return False  # another peer was faster
-                self._items.wanted.discard(root)
+                self._items.has_come(chunk.item)
                 try:
                     await asyncio.to_thread(self._disk.write_model, root, came)
                 except StorageError as error:

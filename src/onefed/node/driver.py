@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,7 @@ from onefed.peer.interface import (
     Adjusted,
     Append,
     Assemble,
+    Combine,
     CommittedRecord,
     Drop,
     Event,
@@ -74,6 +76,7 @@ from onefed.peer.messages import (
     Member,
     NodeId,
     Parcel,
+    Piece,
     Want,
 )
 from onefed.peer.settings import Pace, Settings
@@ -84,6 +87,8 @@ _LOG = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 """Between two looks at whom it hears."""
+GIVING_MAX = 64
+"""Items on disk that are made ready for one peer at a time; further ones are asked for again."""
 OVERDUE_MAX = 64
 """Events that are taken before a tick that is due: what lies here is neither silence nor missing,
 but no flood of it keeps the node from its heartbeats."""
@@ -148,7 +153,7 @@ class Node:
         self._members = Members(name)
         self._refusals = Refusals(world.emit, world.clock)
         self._door: Door | None = None
-        self._giving: set[tuple[NodeId, Blob | Parcel]] = set()
+        self._giving: dict[NodeId, set[Blob | Piece | Parcel]] = defaultdict(set)
         self._member: Member | None = None
         self._points = None if world.reach is None else Points(world.reach)
         self._store: Store | None = None
@@ -432,8 +437,8 @@ class Node:
             case Send(to, Data(item)):
                 self._send_item(to, item)
             case Send(to, message):
-                if isinstance(message, Want) and isinstance(message.item, Blob):
-                    self._items.wanted.add(message.item.root)
+                if isinstance(message, Want) and isinstance(message.item, Blob | Piece):
+                    self._items.want(message.item)
                 assert self._transport is not None
                 self._transport.talk(to, codec.encode(message))
             case Train():
@@ -444,6 +449,8 @@ class Node:
                 self._begin(self._job.reduce, action)
             case Assemble():
                 self._begin(self._job.assemble, action)
+            case Combine():
+                self._begin(self._job.combine, action)
             case Install(entry):
                 await self._install(entry)
             case Pack():
@@ -474,27 +481,30 @@ class Node:
 
     def _send_item(self, to: NodeId, item: Item) -> None:
         assert self._transport is not None
-        if isinstance(item, Blob | Parcel):
-            if (to, item) not in self._giving:  # it may be asked for any number of times
-                self._giving.add((to, item))
-                self._begin(self._give, to, item)
+        content = None if isinstance(item, Blob | Parcel) else self._items.get(item)
+        if content is not None:
+            self._transport.carry(to, item, content)
             return
-        content = self._items.get(item)
-        assert content is not None, "the machine sends what is here"
-        self._transport.carry(to, item, content)
+        assert isinstance(item, Blob | Piece | Parcel), "the machine sends what is here"
+        giving = self._giving[to]  # it may be asked for any number of times
+        if item not in giving and len(giving) < GIVING_MAX:
+            giving.add(item)
+            self._begin(self._give, to, item)
 
-    async def _give(self, to: NodeId, item: Blob | Parcel) -> None:
+    async def _give(self, to: NodeId, item: Blob | Piece | Parcel) -> None:
+        """What is on disk."""
         assert self._transport is not None
         try:
             if isinstance(item, Parcel):
                 await self.learner.send(to, item, self._transport)
                 return
-            with contextlib.suppress(
-                DamagedError
-            ):  # forgotten meanwhile, or broken: others have it
-                self._transport.carry(to, item, await self._job.model(item.root))
+            with contextlib.suppress(DamagedError):  # forgotten or broken: others have it
+                content: bytes | memoryview = await self._job.model(item.root)
+                if isinstance(item, Piece):
+                    content = self._content.piece(content, item.index, item.count)
+                self._transport.carry(to, item, content)
         finally:
-            self._giving.discard((to, item))
+            self._giving[to].discard(item)
 
     async def _install(self, entry: Entry) -> None:
         content = await self._job.model(entry.root)

@@ -123,7 +123,7 @@ class GrpcTransport:
         if link is not None:
             link.talk(content)
 
-    def carry(self, to: NodeId, item: Item, content: bytes) -> None:
+    def carry(self, to: NodeId, item: Item, content: bytes | memoryview) -> None:
         link = self._link(to)
         if link is not None:
             link.carry(item, content)
@@ -248,7 +248,7 @@ class _Link:
         self._talk.append(content)
         self._talk_waits.set()
 
-    def carry(self, item: Item, content: bytes) -> None:
+    def carry(self, item: Item, content: bytes | memoryview) -> None:
         """An item that waits already is not sent twice, however often it is asked for."""
         if self._stands and self._carry.put(item, content):
             self._carry_waits.set()

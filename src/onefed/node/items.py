@@ -12,10 +12,13 @@ from onefed.arrays import Arrays
 from onefed.node.codec import CodecError
 from onefed.node.content import Content
 from onefed.node.transport import Chunk, can_wait
-from onefed.peer.messages import Blob, Digest, Item, NodeId, Parcel, Shard, Slice
+from onefed.peer.messages import Blob, Digest, Item, NodeId, Parcel, Piece, Shard, Slice
 
 HELD_MODELS_MAX = 66
 """Bytes of items in memory, in models: the whole updates of 64 members, and two results."""
+
+WANTED_MAX = 256
+"""Models that were asked for and have not come; of more, the oldest is forgotten."""
 
 PARCEL_BYTES_MAX = 2**28
 """What an app may keep for itself that others are to keep, too; and the head of a checkpoint."""
@@ -43,8 +46,8 @@ class Items:
     def __init__(self, content: Content) -> None:
         self.updates: dict[Digest, Update] = {}
         """Own ones, of rounds that are not done."""
-        self.wanted: set[Digest] = set()
-        """Roots of models that were asked for: others are not taken."""
+        self._wanted: dict[tuple[Digest, int], None] = {}
+        """Models that were asked for, by the number of their pieces; 1: whole."""
         self._content = content
         self._held: dict[Item, bytes] = {}
         self._held_bytes = 0
@@ -78,7 +81,7 @@ class Items:
         for item in [
             each
             for each in self._held
-            if not isinstance(each, Blob) and each.round_number <= round_number
+            if isinstance(each, Slice | Shard) and each.round_number <= round_number
         ]:
             self._forget(item)
         self.updates = {
@@ -87,7 +90,21 @@ class Items:
             if update.round_number > round_number
         }
 
-    def get(self, item: Slice | Shard) -> bytes | None:
+    def want(self, item: Blob | Piece) -> None:
+        """A model is asked for: others are not taken."""
+        self._wanted[_model(item)] = None
+        if len(self._wanted) > WANTED_MAX:
+            del self._wanted[next(iter(self._wanted))]
+
+    def is_wanted(self, item: Blob | Piece) -> bool:
+        """Whether it was asked for, and has not come."""
+        return _model(item) in self._wanted
+
+    def has_come(self, item: Blob | Piece) -> None:
+        """The model of an item is on disk, or does not come that way."""
+        self._wanted.pop(_model(item), None)
+
+    def get(self, item: Slice | Shard | Piece) -> bytes | None:
         """The bytes of an item, own ones among them."""
         if isinstance(item, Slice) and item.digest in self.updates:
             update = self.updates[item.digest]
@@ -138,10 +155,14 @@ class Items:
         """Whether such an item may be of use; CodecError where there is none of that size."""
         size, fits = chunk.total_bytes, False
         match chunk.item:
-            case Blob(root):
-                if root not in self.wanted:
+            case Blob():
+                if not self.is_wanted(chunk.item):
                     return False
                 fits = size == self._content.model_bytes
+            case Piece(_, index, count):
+                if not self.is_wanted(chunk.item):
+                    return False
+                fits = size == self._content.piece_bytes(index, count)
             case Slice(_, _, _, index, count):
                 fits = size == self._content.part_bytes(index, count)
             case Shard():
@@ -155,3 +176,7 @@ class Items:
     def _forget(self, item: Item) -> None:
         self._held_bytes -= len(self._held.pop(item, b""))
         del self._copies[item]
+
+
+def _model(item: Blob | Piece) -> tuple[Digest, int]:
+    return item.root, item.count if isinstance(item, Piece) else 1

@@ -54,7 +54,7 @@ class MemoryTransport:
 
         self._queue(to, "talk", TALK_QUEUE_MAX).put(work)
 
-    def carry(self, to: NodeId, item: Item, content: bytes) -> None:
+    def carry(self, to: NodeId, item: Item, content: bytes | memoryview) -> None:
         async def work(receiver: Receiver) -> None:
             view = memoryview(content)
             for offset in range(0, len(view) or 1, CHUNK_BYTES):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onefed.node import codec
-from onefed.peer.messages import Blob, Item, NodeId, Parcel
+from onefed.peer.messages import Blob, Item, NodeId, Parcel, Piece
 
 CHUNK_BYTES = 2**20
 """Of an item in one piece: a heartbeat waits for no more than one of them."""
@@ -60,7 +60,7 @@ class Transport(Protocol):
         """Send a message, or lose it."""
         ...
 
-    def carry(self, to: NodeId, item: Item, content: bytes) -> None:
+    def carry(self, to: NodeId, item: Item, content: bytes | memoryview) -> None:
         """Send an item, or lose it. ``content`` is kept until it is sent."""
         ...
 
@@ -71,7 +71,7 @@ class Transport(Protocol):
 
 def can_wait(item: Item) -> bool:
     """Whether an item is no part of the round that all wait for."""
-    return isinstance(item, Blob | Parcel)
+    return isinstance(item, Blob | Piece | Parcel)
 
 
 @dataclass(frozen=True, slots=True)

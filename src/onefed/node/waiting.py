@@ -20,7 +20,7 @@ class Waiting:
         """Of the first ones: where their next chunk begins."""
         self._sending: tuple[bool, Item, int] | None = None
 
-    def put(self, item: Item, content: bytes) -> bool:
+    def put(self, item: Item, content: bytes | memoryview) -> bool:
         """Whether it was taken: it is not where it waits already, or where there is no room."""
         there = self._items[can_wait(item)]
         if item in there or sum(map(len, self._items.values())) >= CARRY_QUEUE_MAX:

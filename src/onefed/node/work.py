@@ -21,7 +21,17 @@ from onefed.node.items import Items, Update
 from onefed.node.store import Store
 from onefed.node.training import App, Task, Trained, TrainingError
 from onefed.node.world import World
-from onefed.peer.interface import Assemble, Assembled, Declined, Event, Reduce, Reduced, Train
+from onefed.peer.interface import (
+    Assemble,
+    Assembled,
+    Combine,
+    Combined,
+    Declined,
+    Event,
+    Reduce,
+    Reduced,
+    Train,
+)
 from onefed.peer.interface import Trained as TrainedEvent
 from onefed.peer.messages import Contribution, Digest, NodeId, Shard, Slice
 from onefed.telemetry import events
@@ -63,6 +73,8 @@ class Work:
         self._put = put
         self._base: tuple[Digest, bytes] = ("", b"")
         """The model that was used last."""
+        self._reading = asyncio.Lock()
+        """Who wants the same model waits for it, instead of reading it once more."""
         self._trainer = ThreadPoolExecutor(1, "training")
 
     def close(self) -> None:
@@ -148,6 +160,27 @@ class Work:
         self._base = (root, content)  # it will be installed, and trained on
         self._put(Assembled(action.plan, root, len(content)))
 
+    async def combine(self, action: Combine) -> None:
+        """Pieces to a model on disk, if they make the one that was asked for."""
+        parts = [part for each in action.pieces if (part := self._items.get(each)) is not None]
+        if len(parts) < len(action.pieces):
+            return  # a newer model was committed meanwhile, and they are gone
+        content = await asyncio.to_thread(self._combined, action.root, parts)
+        self._items.has_come(action.pieces[0])
+        if content is not None:
+            self._base = (action.root, content)
+        else:
+            told = f"the pieces of model {action.root[:12]} do not have its digest together"
+            self._world.emit(events.PeerNotice("refused", f"{told}; it is fetched in one"))
+        self._put(Combined(action.root, fits=content is not None))
+
+    def _combined(self, root: Digest, parts: list[bytes]) -> bytes | None:
+        content = b"".join(parts)
+        if self._content.root(content) != root:
+            return None
+        self._store.write_model(root, content)
+        return content
+
     def _join(self, parts: list[bytes]) -> tuple[Digest, bytes]:
         content = self._content.join(parts)
         root = self._content.root(content)
@@ -161,11 +194,12 @@ class Work:
 
     async def model(self, root: Digest) -> bytes:
         """The content of a model on disk, compared with its digest, and kept for the next time."""
-        known, content = self._base
-        if known != root:
-            content = await asyncio.to_thread(self._read_model, root)
-            self._base = (root, content)
-        return content
+        async with self._reading:
+            known, content = self._base
+            if known != root:
+                content = await asyncio.to_thread(self._read_model, root)
+                self._base = (root, content)
+            return content
 
     def _read_model(self, root: str) -> bytes:
         content = self._store.read_model(root, self._content.model_bytes)

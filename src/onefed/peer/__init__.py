@@ -10,6 +10,7 @@
 * ``leading``: heartbeats, plans, attempts, commits
 * ``exchange``: slices, shards, acceptance
 * ``repair``: catching up, and asking for what is missing
+* ``fetch``: a model that is missing, in pieces from several nodes
 * ``membership``: joining, leaving, eviction
 * ``journal``: records on disk, and what they say after a crash
 

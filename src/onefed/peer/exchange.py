@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onefed.peer import relay, repair, stash
+from onefed.peer import fetch, relay, repair, stash
 from onefed.peer.interface import (
     AcceptedRecord,
     Append,
@@ -29,6 +29,7 @@ from onefed.peer.messages import (
     Item,
     NodeId,
     Parcel,
+    Piece,
     Plan,
     Proposal,
     Shard,
@@ -78,8 +79,10 @@ def on_data(state: State, sender: NodeId, message: Data) -> None:
     item = message.item
     match item:
         case Blob(root):
-            state.models.setdefault(root, state.commit.round_number)
+            fetch.here(state, root, state.commit.round_number)
             repair.install(state)
+        case Piece():
+            fetch.on_data(state, sender, item)
         case Parcel():
             stash.on_data(state, sender, item)
         case Slice() if len(state.slices) < SLICES_MAX and _is_near(state, item):
@@ -107,7 +110,7 @@ def on_reduced(state: State, event: Reduced) -> None:
 def on_assembled(state: State, event: Assembled) -> None:
     """The model is on disk: accept it, if it is still asked for."""
     plan = event.plan
-    state.models.setdefault(event.root, plan.round_number)
+    fetch.here(state, event.root, plan.round_number)
     if plan.round_number <= state.commit.round_number:
         repair.install(state)
         return

@@ -9,7 +9,8 @@ The driver carries out actions in their order. Its duties:
    to send: the bytes go along, cut and paced as the wire likes.
 4. After a crash, a new machine gets what ``journal.replay`` gave, and the models and parcels that
    are on disk.
-5. After every step, ``Tick`` is handed in at ``due_s`` (the same monotonic clock as ``now``).
+5. ``Combine``: pieces that do not have the digest together are no model, whoever gave them.
+6. After every step, ``Tick`` is handed in at ``due_s`` (the same monotonic clock as ``now``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from onefed.peer.messages import (
     Message,
     NodeId,
     Parcel,
+    Piece,
     Plan,
     Shard,
 )
@@ -96,6 +98,15 @@ class Assembled:
 
 
 @dataclass(frozen=True, slots=True)
+class Combined:
+    """``Combine`` is done: the model is on disk, if its pieces fit together."""
+
+    root: Digest
+    fits: bool
+    """The bytes have the digest."""
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """``Pack`` is done: what the node keeps for itself after a round is on its own disk."""
 
@@ -137,6 +148,7 @@ Event: TypeAlias = (
     | Declined
     | Reduced
     | Assembled
+    | Combined
     | Packed
     | Adjusted
     | LeaveAsked
@@ -227,6 +239,15 @@ class Assemble:
 
 
 @dataclass(frozen=True, slots=True)
+class Combine:
+    """Join the pieces of a model, compare it with its digest, and write it to disk."""
+
+    root: Digest
+    pieces: tuple[Piece, ...]
+    """In their order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Install:
     """The committed model of a round, the bytes of which are on disk."""
 
@@ -290,6 +311,7 @@ Action: TypeAlias = (
     | Train
     | Reduce
     | Assemble
+    | Combine
     | Install
     | Pack
     | Restore

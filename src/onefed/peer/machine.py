@@ -13,6 +13,7 @@ from onefed.peer import (
     election,
     eviction,
     exchange,
+    fetch,
     leading,
     membership,
     relay,
@@ -25,6 +26,7 @@ from onefed.peer.interface import (
     Adjusted,
     Append,
     Assembled,
+    Combined,
     Declined,
     Event,
     EvictAsked,
@@ -285,6 +287,7 @@ def _take(state: State, sender: NodeId, message: Message) -> None:
 def _lost(state: State, event: Lost) -> None:
     state.heard_s[event.peer] = state.direct_s[event.peer] = -NEVER
     election.lost(state, event.peer)
+    fetch.lost(state, event.peer)
 
 
 def _progressed(state: State, _: Progressed) -> None:
@@ -293,6 +296,8 @@ def _progressed(state: State, _: Progressed) -> None:
 
 def _welcome(state: State, _: NodeId, message: Welcome) -> None:
     repair.learn(state, message.commit)
+    if state.fetching:
+        fetch.request(state)  # the sender may have pieces, too
 
 
 def _leave_asked(state: State, event: LeaveAsked) -> None:
@@ -325,6 +330,7 @@ _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     Declined: exchange.on_declined,
     Reduced: exchange.on_reduced,
     Assembled: exchange.on_assembled,
+    Combined: fetch.on_combined,
     Packed: stash.on_packed,
     Adjusted: _adjusted,
     LeaveAsked: _leave_asked,

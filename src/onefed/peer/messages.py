@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 NodeId: TypeAlias = str
 """Name of a node for its whole life; a node that lost its disk comes back with another."""
@@ -153,6 +153,16 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A range of a model's bytes: part ``index`` of ``count`` nearly equal ones."""
+
+    root: Digest
+    """Of the whole model: what the pieces must have together."""
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Parcel:
     """What a node keeps for itself after a round, on its way to or from another node's disk."""
 
@@ -165,7 +175,7 @@ class Parcel:
     """Root of the model that it is packed as the difference from; empty: it is whole."""
 
 
-Item: TypeAlias = Slice | Shard | Blob | Parcel
+Item: TypeAlias = Slice | Shard | Blob | Piece | Parcel
 
 
 @dataclass(frozen=True, slots=True)

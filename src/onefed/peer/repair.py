@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onefed.peer import election, eviction, exchange, leading, membership, relay, stash
+from onefed.peer import election, eviction, exchange, fetch, leading, membership, relay, stash
 from onefed.peer.interface import Forget, Install, Release, Train
 from onefed.peer.messages import (
-    Adopt,
     Blob,
     Data,
     Entry,
     Item,
     NodeId,
     Parcel,
-    Plan,
+    Piece,
     Shard,
     Slice,
     Want,
@@ -50,6 +49,7 @@ def learn(state: State, entry: Entry) -> bool:
     state.shards = {each for each in state.shards if each.round_number > entry.round_number}
     state.sent.clear()
     relay.forget(state)
+    fetch.forget(state, entry.root)
     state.reducing.clear()
     state.assembling = None
     state.out.append(Release(entry.round_number))
@@ -106,6 +106,7 @@ def progressed(state: State) -> None:
 def on_tick(state: State) -> None:
     """Ask again, and somebody else where there is a choice."""
     if state.now_s >= state.repair_at_s:
+        fetch.late(state)
         ask(state)
 
 
@@ -118,6 +119,7 @@ def ask(state: State) -> None:
         if source is not None:
             state.send(source, Want(item, source))
         watch(state)
+    fetch.request(state)
     state.tries += 1
 
 
@@ -134,6 +136,8 @@ def has(state: State, item: Item) -> bool:
     match item:
         case Blob(root):
             return root in state.models
+        case Piece(root):
+            return root in state.models or item in state.pieces
         case Slice(_, node, digest):
             own = node == state.me and state.ready is not None and state.ready.digest == digest
             return own or item in state.slices
@@ -144,26 +148,14 @@ def has(state: State, item: Item) -> bool:
 
 
 def _missing(state: State) -> Iterator[tuple[Item, NodeId | None]]:
-    if state.installed < state.commit.round_number:
-        others = (state.leader, *state.voters, *state.heard_s)
-        yield Blob(state.commit.root), _choose(state, others)
-        return
-    proposal = state.proposal
-    if proposal is None or proposal.round_number != state.commit.round_number + 1:
-        return
-    match proposal:
-        case Adopt(ballot, entry, holders):
-            if entry.root not in state.models and not _holds(state, ballot):
-                yield Blob(entry.root), _choose(state, (*holders, state.leader))
-        case Plan():
-            if not _holds(state, proposal.ballot):
-                for item, source in exchange.missing(state, proposal):
-                    # Whoever has received a part can give it, and the leader hears a majority.
-                    yield item, _choose(state, (source, state.leader))
-
-
-def _holds(state: State, ballot: tuple[int, int]) -> bool:
-    return state.accepted is not None and state.accepted.ballot == ballot
+    model = fetch.missing(state)
+    if model is not None and model.count == 1:
+        yield Blob(model.root), _choose(state, model.everyone)
+    plan = state.plan
+    if plan is not None and not state.has_accepted(plan.ballot):
+        for item, source in exchange.missing(state, plan):
+            # Whoever has received a part can give it, and the leader hears a majority.
+            yield item, _choose(state, (source, state.leader))
 
 
 def _choose(state: State, nodes: Iterable[NodeId | None]) -> NodeId | None:

@@ -29,6 +29,8 @@ class Pace:
     """Take a voter off the roster that was silent at so many commits; 0: never."""
     topology: Topology = Topology.FULL
     """The same at all members."""
+    piece_bytes: int = 2**22
+    """A longer model that is missing is fetched in pieces of about that, from several nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,7 @@ class Settings(Pace):
         assert self.min_contributors >= 1
         assert 0 < self.beat_s < self.suspect_s <= self.election_min_s < self.election_max_s
         assert self.models_kept >= 1
+        assert self.piece_bytes >= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,14 @@ from onefed.peer.messages import (
     Ack,
     Ballot,
     Contribution,
+    Digest,
     Entry,
     Item,
     Member,
     Message,
     NodeId,
     Parcel,
+    Piece,
     Plan,
     Proposal,
     Shard,
@@ -156,6 +158,16 @@ class State:
     progress: int = 0
     tries: int = 0
     """At fetching what is missing: each asks another holder."""
+    pieces: dict[Piece, None] = field(default_factory=dict)
+    """Of models that are not here, in the order in which they came."""
+    fetching: dict[Piece, NodeId] = field(default_factory=dict)
+    """Pieces that were asked for and have not come: of whom."""
+    idle: set[NodeId] = field(default_factory=set)
+    """Who was asked for pieces of the model that is missing, and gave none."""
+    combining: Digest = ""
+    """Model whose pieces are being joined."""
+    misfit: Digest = ""
+    """Model whose pieces did not fit together; it is fetched whole."""
     finish_by_s: float = NEVER
     """Until when a commit is not taken note of, while its bytes are on their way."""
     stashes: dict[NodeId, Parcel] = field(default_factory=dict)
@@ -221,6 +233,10 @@ class State:
         self.commit = entry
         self.count_voters()
         self.out.append(Append(CommittedRecord(entry), sync=False))
+
+    def has_accepted(self, ballot: Ballot) -> bool:
+        """Whether a proposal is done here."""
+        return self.accepted is not None and self.accepted.ballot == ballot
 
     @property
     def plan(self) -> Plan | None:

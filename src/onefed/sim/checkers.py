@@ -17,6 +17,7 @@ from onefed.peer.messages import (
     Message,
     NodeId,
     Parcel,
+    Piece,
     Proposal,
     Relay,
     Roster,
@@ -66,6 +67,8 @@ class Checkers:
     """Proposal, by term."""
     leaders: dict[int, NodeId] = field(default_factory=dict)
     sent_bytes: dict[NodeId, int] = field(default_factory=dict)
+    pieces: dict[tuple[NodeId, Piece], list[NodeId]] = field(default_factory=dict)
+    """To whom each was given, and by whom."""
     installed: dict[NodeId, Entry] = field(default_factory=dict)
     """The newest model of each node."""
     gone: frozenset[NodeId] = frozenset()

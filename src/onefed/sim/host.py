@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from onefed.peer.machine import Machine
-from onefed.peer.messages import Digest, Item, NodeId, Parcel, Roster
+from onefed.peer.messages import Digest, Item, NodeId, Parcel, Roster, Shard, Slice
 from onefed.peer.settings import Settings
 from onefed.sim.content import Content
 from onefed.sim.disk import Disk
@@ -24,7 +26,9 @@ class Host:
         """It says that it has an update, and gives it to nobody."""
         self.machine: Machine | None = None
         self.memory: dict[Item, Content] = {}
-        """Slices and shards of others."""
+        """Slices and shards of others, and pieces of models."""
+        self._copies: Counter[Item] = Counter()
+        """So often each of them came: the machine says of each time whether it is of use."""
         self.updates: dict[Digest, Content] = {}
         """Own ones of this life."""
         self.life = 0
@@ -55,3 +59,28 @@ class Host:
     def global_s(self, local_s: float) -> float:
         """When its clock says so, or a little later: never earlier."""
         return (local_s - self.clock_start_s) / self.clock_rate + ROUNDING_S
+
+    def keep(self, item: Item, content: Content) -> None:
+        """What has come."""
+        self.memory[item] = content
+        self._copies[item] += 1
+
+    def drop(self, item: Item) -> None:
+        """Forget an item that came once."""
+        self._copies[item] -= 1
+        if self._copies[item] <= 0:
+            self.memory.pop(item, None)
+            del self._copies[item]
+
+    def release(self, round_number: int) -> None:
+        """Forget slices and shards of rounds up to this one."""
+        for item in list(self.memory):
+            if isinstance(item, Slice | Shard) and item.round_number <= round_number:
+                del self.memory[item]
+                self._copies.pop(item, None)
+
+    def forget(self) -> None:
+        """All that is not on disk."""
+        self.memory.clear()
+        self._copies.clear()
+        self.updates.clear()

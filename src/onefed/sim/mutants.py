@@ -239,6 +239,7 @@ class Mutant:
     shown_by: Callable[[int], bool] | None = None
     """Only schedules of such seeds can show it; None: of all."""
     keeps: bool = True
+    compares: bool = True
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -286,6 +287,12 @@ MUTANTS: tuple[Mutant, ...] = (
         AsksNobody(),
         shown_by=options.is_sparse,
     ),
+    Mutant(
+        "pieces-unread",
+        "pieces are the model whose digest they have",
+        compares=False,
+        shown_by=options.is_cut,
+    ),
     Mutant("compaction-forgets", "a short journal says what the long one said", compact=forgetful),
 )
 
@@ -317,6 +324,7 @@ def judge(
             compact=mutant.compact,
             sync=mutant.sync,
             keeps=mutant.keeps,
+            compares=mutant.compares,
             only=only,
         )
         if outcome.violation is not None:

@@ -125,6 +125,10 @@ class Options:
     """A journal that is longer is compacted; None: none is."""
     drift: float = 0.0
     """Clocks run by so much faster or slower, at most."""
+    piece_bytes: int = 2**22
+    """A missing model that is longer is fetched in pieces; one has a dozen bytes here."""
+    spoils: float = 0.0
+    """Share of the models whose pieces do not fit together."""
     train_min_s: float = 0.05
     train_max_s: float = 0.3
     straggler_s: float = 0.0
@@ -165,12 +169,29 @@ def is_sparse(seed: int) -> bool:
     return seed % 16 in (5, 8)
 
 
+def is_cut(seed: int) -> bool:
+    """Whether models that are missing are fetched in pieces in the schedule of a seed."""
+    return seed % 16 in (2, 3, 5, 13, 14)
+
+
 def draw(seed: int) -> Options:
     """The schedule of a seed."""
     drawn = _draw(seed)
     if is_sparse(seed):
-        return _sparse(drawn)
-    return _with_loss(drawn) if loses(seed) else drawn
+        drawn = _sparse(drawn)
+    elif loses(seed):
+        drawn = _with_loss(drawn)
+    return _in_pieces(drawn) if is_cut(seed) else drawn
+
+
+def _in_pieces(drawn: Options) -> Options:
+    """The same, with models that are cut."""
+    random = Random(f"pieces {drawn.seed}")  # noqa: S311 - repeatable chance
+    return replace(
+        drawn,
+        piece_bytes=random.choice((1, 3, 5)),
+        spoils=random.choice((0.0, 0.0, 0.3)),
+    )
 
 
 def _sparse(drawn: Options) -> Options:

@@ -45,6 +45,7 @@ def run(
     compact: Compact = journal.compacted,
     sync: bool = True,
     keeps: bool = True,
+    compares: bool = True,
     only: frozenset[str] | None = None,
 ) -> Outcome:
     """Let a schedule happen.
@@ -53,7 +54,14 @@ def run(
         only: of the checkers' promises, those to watch.
     """
     world = World(
-        options, matter=matter, rules=rules, replay=replay, compact=compact, sync=sync, keeps=keeps
+        options,
+        matter=matter,
+        rules=rules,
+        replay=replay,
+        compact=compact,
+        sync=sync,
+        keeps=keeps,
+        compares=compares,
     )
     world.checkers.only = only
     violation = None
@@ -126,6 +134,9 @@ def _check_bytes(world: World) -> None:
     entries = list(world.checkers.committed.values())[1:]
     if options.topology is not Topology.FULL:
         return  # items cross other members on their way
+    for (node, piece), givers in world.checkers.pieces.items():
+        if quiet and len(givers) > 1:
+            raise Violation("bytes bound", f"{givers} gave {node} the same {piece}")
     if not quiet or any(len(entry.contributors) != len(world.hosts) for entry in entries):
         return
     count = len(world.hosts)  # observers and joiners that contributed to every round, too

@@ -27,6 +27,7 @@ from onefed.peer.messages import (
     Heartbeat,
     NodeId,
     Parcel,
+    Piece,
     Plan,
     Relay,
     Shard,
@@ -114,7 +115,7 @@ class Scenario:
         return self._lines
 
     def _group(self, words: list[str]) -> None:
-        """``group nodes=3 rounds=2 whole=yes joiners=1 topology=ring stash=1``."""
+        """``group nodes=3 rounds=2 whole=yes joiners=1 topology=ring piece-bytes=3``."""
         given = dict(word.split("=") for word in words)
         options = Options(
             seed=int(given.get("seed", "1")),
@@ -134,6 +135,7 @@ class Scenario:
             resets="silent" not in given,
             topology=Topology(given.get("topology", "full")),
             stash_rounds=int(given.get("stash", "0")),
+            piece_bytes=int(given.get("piece-bytes", str(2**22))),
         )
         self._world = World(options)
         self._world.watches.append(self._watch)
@@ -297,6 +299,8 @@ def _matches(word: str, number: int | None, action: Action) -> bool:
             return number in (None, round_number)
         case "shards", Send(_, Data(Shard(round_number))):
             return number in (None, round_number)
+        case "pieces", Send(_, Data(Piece())):
+            return True
         case "leads", Notice("leader"):
             return True
         case "commits", Notice("committed", detail):

@@ -26,6 +26,7 @@ from onefed.peer.messages import (
     Message,
     NodeId,
     Parcel,
+    Piece,
     Plan,
     Prevote,
     Prevoted,
@@ -144,6 +145,8 @@ def _item(item: Item) -> str:
             return f"shard {number}@{_ballot(ballot)} {index + 1}"
         case Blob(root):
             return f"model {_short(root)}"
+        case Piece(root, index, count):
+            return f"model {_short(root)} {index + 1}/{count}"
         case Parcel(node, number, digest, base):
             return f"parcel {number}:{node}:{_short(digest)}{' as a difference' if base else ''}"
 

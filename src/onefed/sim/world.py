@@ -21,6 +21,8 @@ from onefed.peer.interface import (
     Append,
     Assemble,
     Assembled,
+    Combine,
+    Combined,
     CommittedRecord,
     Declined,
     Drop,
@@ -51,12 +53,14 @@ from onefed.peer.messages import (
     Blob,
     Contribution,
     Data,
+    Digest,
     Entry,
     Item,
     Member,
     Message,
     NodeId,
     Parcel,
+    Piece,
     Plan,
     Shard,
     Slice,
@@ -99,12 +103,14 @@ class World:
         compact: Compact = journal.compacted,
         sync: bool = True,
         keeps: bool = True,
+        compares: bool = True,
     ) -> None:
         self.options = options
         self.rules = rules or Rules()
         self.replay = replay
         self.sync = sync
         self.keeps = keeps
+        self.compares = compares
         self.now_s = 0.0
         self.events = 0
         self.random = Random(f"network {options.seed}")  # noqa: S311 - repeatable chance
@@ -223,8 +229,7 @@ class World:
             return
         self.log.append((self.now_s, host.name, "crashes"))
         host.machine = None
-        host.memory.clear()
-        host.updates.clear()
+        host.forget()
         host.actions_left = None
         host.paused_until_s = 0.0
         host.disk.crash(self.random, torn=self.options.torn)
@@ -374,7 +379,7 @@ class World:
                 if self.keeps:
                     host.disk.parcels.add(replace(item, base=""))
             else:
-                host.memory[item] = bytes_
+                host.keep(item, bytes_)
         if isinstance(message, Stashes):
             host.offered[sender] = message.parcels
         self.step(host, Received(sender, message))
@@ -399,6 +404,8 @@ class World:
             account = self.checkers.sent_bytes
             if not isinstance(message.item, Parcel):
                 account[host.name] = account.get(host.name, 0) + self.matter.size_bytes(bytes_)
+            if isinstance(message.item, Piece):
+                self.checkers.pieces.setdefault((to, message.item), []).append(host.name)
         else:
             self.checkers.on_send(host.name, to, message)
         self.log.append((self.now_s, host.name, action))
@@ -419,6 +426,8 @@ class World:
         match item:
             case Blob(root):
                 found = host.disk.models.get(root)
+            case Piece(root, index, count) if root in host.disk.models:
+                found = self.matter.part(host.disk.models[root], index, count)
             case Parcel(node, _, digest) if node == host.name:
                 found = digest if digest in host.disk.packed else None
             case Parcel():
@@ -500,17 +509,31 @@ class World:
             host.disk.models[root] = self.checkers.models[root] = made
             self.step(host, Assembled(plan, root, self.matter.size_bytes(made)))
 
+    def _combine(self, host: Host, action: Combine) -> None:
+        made = self.matter.join([self._bytes(host, piece) for piece in action.pieces])
+        if self.matter.digest(made) != action.root:
+            raise Violation("bytes", f"{host.name} has pieces that make another model")
+        if self.options.spoils and self.random.random() < self.options.spoils:
+            made = self.matter.first()  # somebody's memory is bad
+        delay_s = self.random.uniform(0.0, self.options.disk_max_s)
+        self.after(delay_s, self._combined, host, host.life, action.root, made)
+
+    def _combined(self, host: Host, life: int, root: Digest, made: Content) -> None:
+        if host.life == life and host.machine is not None:
+            fits = self.matter.digest(made) == root or not self.compares
+            if fits:
+                host.disk.models[root] = made
+            self.step(host, Combined(root, fits))
+
     def _install(self, host: Host, action: Install) -> None:
         self.log.append((self.now_s, host.name, action))
         self.checkers.on_install(host.name, action.entry)
 
     def _release(self, host: Host, action: Release) -> None:
-        for item in list(host.memory):
-            if not isinstance(item, Blob) and item.round_number <= action.round_number:
-                del host.memory[item]
+        host.release(action.round_number)
 
     def _drop(self, host: Host, action: Drop) -> None:
-        host.memory.pop(action.item, None)
+        host.drop(action.item)
 
     def _forget(self, host: Host, action: Forget) -> None:
         host.disk.models.pop(action.root, None)
@@ -549,6 +572,7 @@ def _settings(
         catch_up_grace_s=1.0,
         evict_after_rounds=options.evict_after_rounds,
         topology=options.topology,
+        piece_bytes=options.piece_bytes,
     )
 
 
@@ -560,6 +584,7 @@ _PERFORM: dict[type, Callable[[World, Host, Any], None]] = {
     Restore: World._restore,
     Reduce: World._reduce,
     Assemble: World._assemble,
+    Combine: World._combine,
     Install: World._install,
     Release: World._release,
     Drop: World._drop,

@@ -24,6 +24,7 @@ from onefed.peer.messages import (
     Heartbeat,
     Member,
     Message,
+    Piece,
     Plan,
     Relay,
     Shard,
@@ -40,6 +41,7 @@ TEXTS = st.text(max_size=20)
 BOUNDED = {
     Contribution: {"weight": st.integers(1, aggregate.WEIGHT_MAX)},
     Slice: {"index": st.integers(0, 2), "count": st.integers(3, codec.SHARDS_MAX)},
+    Piece: {"index": st.integers(0, 2), "count": st.integers(3, codec.SHARDS_MAX)},
     Shard: {"index": st.integers(0, codec.SHARDS_MAX - 1)},
 }
 
@@ -174,11 +176,16 @@ def test_want_is_small() -> None:
         Slice(1, "a", "d", 2, 2),
         Slice(1, "a", "d", -1, 2),
         Slice(1, "a", "d", 0, codec.SHARDS_MAX + 1),
+        Piece("r", 2, 2),
+        Piece("r", 0, 1),
+        Piece("r", 0, codec.SHARDS_MAX + 1),
         Shard(1, Ballot(1, 1), -1),
         Shard(1, Ballot(1, 1), codec.SHARDS_MAX),
     ],
 )
-def test_a_part_that_there_cannot_be_is_refused_wherever_it_is_named(item: Slice | Shard) -> None:
+def test_a_part_that_there_cannot_be_is_refused_wherever_it_is_named(
+    item: Slice | Shard | Piece,
+) -> None:
     with pytest.raises(CodecError):
         codec.decode(codec.encode(Want(item, "a")))
     with pytest.raises(CodecError):

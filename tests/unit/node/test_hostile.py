@@ -29,6 +29,7 @@ from onefed.peer.messages import (
     Contribution,
     Item,
     Parcel,
+    Piece,
     Shard,
     Slice,
     Stashed,
@@ -98,6 +99,7 @@ class Liar:
                 Slice(number, node, digest, self._number(), self._number()),
                 Shard(number, Ballot(self._number(), self._number()), self._number()),
                 Blob(digest),
+                Piece(digest, self._number(), self._number()),
                 Parcel(node, number, digest, digest),
             )
         )

@@ -11,7 +11,7 @@ from onefed.node.codec import CodecError
 from onefed.node.content import Content
 from onefed.node.items import Items
 from onefed.node.transport import Chunk
-from onefed.peer.messages import Ballot, Blob, Parcel, Shard, Slice
+from onefed.peer.messages import Ballot, Blob, Item, Parcel, Piece, Shard, Slice
 
 CONTENT = Content(first_model(), aggregate.rule("FedAvg"))
 WHOLE = Slice(1, "node-1", "digest", 0, 1)
@@ -40,11 +40,14 @@ def test_a_gap_loses_the_item_and_nothing_else() -> None:
     [
         (WHOLE, SIZE + 1),
         (Shard(1, Ballot(1, 1), 0), CONTENT.model_bytes + 1),
+        (Piece("root", 0, 3), CONTENT.piece_bytes(0, 3) + 1),
     ],
 )
-def test_an_item_that_cannot_be_is_refused(item: Slice | Shard, size: int) -> None:
+def test_an_item_that_cannot_be_is_refused(item: Item, size: int) -> None:
+    held = Items(CONTENT)
+    held.want(Piece("root", 0, 3))
     with pytest.raises(CodecError):
-        Items(CONTENT).arrive("node-1", Chunk(item, size, 0, b"0"))
+        held.arrive("node-1", Chunk(item, size, 0, b"0"))
 
 
 def test_a_model_that_nobody_asked_for_is_not_taken() -> None:
@@ -52,8 +55,46 @@ def test_a_model_that_nobody_asked_for_is_not_taken() -> None:
     chunk = Chunk(Blob("root"), CONTENT.model_bytes, 0, bytes(CONTENT.model_bytes))
 
     assert held.arrive("node-1", chunk) is None
-    held.wanted.add("root")
+    held.want(Blob("root"))
     assert held.arrive("node-1", chunk) is not None
+
+
+def piece_of(item: Piece) -> Chunk:
+    size = CONTENT.piece_bytes(item.index, item.count)
+    return Chunk(item, size, 0, bytes(size))
+
+
+def test_only_pieces_of_a_model_that_was_asked_for_are_taken() -> None:
+    held = Items(CONTENT)
+    piece = Piece("root", 1, 3)
+
+    assert held.arrive("node-1", piece_of(piece)) is None
+    held.want(Piece("root", 0, 3))
+    assert held.arrive("node-1", piece_of(piece)) is not None
+    for other in (Piece("root", 1, 4), Piece("other", 1, 3)):
+        assert held.arrive("node-1", piece_of(other)) is None
+    held.has_come(piece)
+    assert held.arrive("node-1", piece_of(piece)) is None
+
+
+def test_what_was_asked_for_has_a_bound() -> None:
+    held = Items(CONTENT)
+    for number in range(2 * items.WANTED_MAX):
+        held.want(Blob(f"root-{number}"))
+
+    wanted = [
+        number for number in range(2 * items.WANTED_MAX) if held.is_wanted(Blob(f"root-{number}"))
+    ]
+    assert wanted == list(range(items.WANTED_MAX, 2 * items.WANTED_MAX))
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 159])
+def test_pieces_are_the_model(count: int) -> None:
+    model = bytes(range(CONTENT.model_bytes))
+    pieces = [CONTENT.piece(model, index, count) for index in range(count)]
+
+    assert b"".join(pieces) == model
+    assert [len(each) for each in pieces] == [CONTENT.piece_bytes(n, count) for n in range(count)]
 
 
 def test_memory_has_a_bound() -> None:

@@ -105,6 +105,16 @@ def test_whole_updates_cost_all_but_one_model_each() -> None:
     assert set(outcome.world.checkers.sent_bytes.values()) == {3 * WIDTH * 2}
 
 
+def test_who_joins_is_given_each_piece_once_by_several() -> None:
+    outcome = run(Options(seed=1, nodes=4, joiners=1, join_at_s=2.0, rounds=8, piece_bytes=1))
+
+    assert outcome.violation is None
+    given = outcome.world.checkers.pieces
+    assert {piece.index for _, piece in given} == set(range(WIDTH))
+    assert {len(givers) for givers in given.values()} == {1}
+    assert len({node for givers in given.values() for node in givers}) > 1
+
+
 def test_half_of_the_seeds_aim() -> None:
     aimed = [
         any(fault.aim is not None for fault in options.draw(seed).faults)
