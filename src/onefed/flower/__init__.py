@@ -2,12 +2,14 @@
 
 adapter      every touch of a name that Flower 1.41.0 does not publish
 adapter_runtime  the same, around tasks and the grid of a ServerApp
+app_functions  functions that a managed app names: its first model, its measure
 bundle       a Flower app directory, checked and packed; managed apps get our ServerApp
 clients      which node is which client: stable keys, seeded sampling
 exchange     one phase of a round: send, collect, sort out what came back
 executor     our SuperExec: starts a ServerApp for each run, and writes down its process
 forking      what processes need that fork others
 instructions what the supervisor is told by the boot
+judging      models judged by the app's own measure, in a process of its own
 launcher     how the executor starts a ServerApp: forked, else as a program
 lifesign     how a program tells its keeper that it does its work
 loop         the rounds: true numbers, quorum, deadline, rule, recovery, events

@@ -107,7 +107,7 @@ class Judge:
         if self._is_closed:
             raise JudgingError(f"{self._reference} of the app is not asked: the node ends.")
         process = subprocess.Popen(
-            [sys.executable, "-m", "onefed.flower.judging"],
+            [sys.executable, "-P", "-m", "onefed.flower.judging"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -171,7 +171,8 @@ def _read_line(stream: IO[bytes], deadline_s: float) -> bytes:
 
 def main() -> int:
     """Judge until there are no more models."""
-    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # a hardened unit lets nobody change that
+        os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the app prints goes to the log
     told = json.loads(sys.stdin.buffer.readline())

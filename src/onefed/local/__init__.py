@@ -10,4 +10,7 @@
 * ``service``: one OneFlow service in memory, its roles, virtual machines and their attributes
 * ``onegate``: OneGate's HTTP interface to that service, on loopback
 * ``summary``: the outcome of a start, as a document for programs
+* ``peer_group``: a group without a coordinator on this machine, with ``peer_spec`` (its folder),
+  ``peer_programs`` (its processes), ``peer_member`` (one node) and ``peer_judging`` (its scores)
+* ``peer_machine``: the node of a virtual machine of the role ``peer``
 """
