@@ -35,6 +35,9 @@ from onefed.telemetry.events import Event
 
 HEALTH_TIMEOUT_S = 2.0
 
+ERROR = "FL_ERROR"
+"""Attribute: why the machine failed, a short code."""
+
 LOG_TAIL_LINES = 8
 """Of a program that did not come up, in the error that says so."""
 
@@ -147,11 +150,14 @@ def publish(edge: Edge, attributes: Mapping[str, str]) -> steps.Outcome:
     """Publish what OneGate does not hold yet, one attribute after the other, best effort.
 
     What comes after one that does not go through is not published: who reads the last one may
-    rely on the others.
+    rely on the others. A machine that becomes ready takes back why an earlier boot has failed.
     """
     if edge.gate is None:
         return steps.skipped("this machine has no OneGate")
     held = _held(edge.gate)
+    if ERROR in held and any(name.endswith("READY") for name in attributes):
+        with contextlib.suppress(onegate.OneGateError):
+            edge.gate.erase(ERROR)
     wanted = {name: value for name, value in attributes.items() if held.get(name) != value}
     for name, value in wanted.items():
         try:

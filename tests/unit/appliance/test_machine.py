@@ -220,6 +220,17 @@ def test_attributes_are_published_in_their_order(coordinator, cloud) -> None:
     assert outcome.detail == "published FL_B, FL_A, FL_READY"
 
 
+def test_a_machine_that_was_mended_takes_back_why_it_failed(coordinator, cloud) -> None:
+    vm = coordinator.vm
+    cloud.model.update_attributes(vm.vm_id, {"FL_ERROR": "peers_not_found", "FL_READY": "NO"})
+    machine.publish(coordinator.edge(), {"FL_A": "1"})
+    assert cloud.attributes(vm)["FL_ERROR"] == "peers_not_found", "it is not through yet"
+    machine.publish(coordinator.edge(), {"FL_READY": "YES"})
+    held = cloud.attributes(vm)
+    assert "FL_ERROR" not in held
+    assert held["FL_READY"] == "YES"
+
+
 def test_what_onegate_holds_is_not_published_again(coordinator, cloud) -> None:
     machine.publish(coordinator.edge(), {"FL_A": "1", "FL_READY": "YES"})
     outcome = machine.publish(coordinator.edge(), {"FL_A": "2", "FL_READY": "YES"})
