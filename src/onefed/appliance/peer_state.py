@@ -1,7 +1,8 @@
 """What the node of a peer's machine has written down about itself, and asking it to leave.
 
 The node writes ``state.json`` every second, and looks for requests five times a second; both are
-files of its group's folder, as for ``onefed peer``.
+files of its group's folder, as for ``onefed peer``. That it lives is told by a lock: it may be in a
+container, and who asks in a unit that sees no processes.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from onefed.appliance import ownership
 from onefed.appliance.paths import Paths
-from onefed.checkpoint import files
+from onefed.checkpoint import files, life_lock
 from onefed.errors import StorageError
 
 SILENT_S = 15.0
@@ -57,12 +57,13 @@ NOTHING = NodeView(is_alive=False, state="", leader="", round_number=0, rounds_t
 def look(paths: Paths, name: str, now: datetime) -> NodeView:
     """What the node of that name says; ``NOTHING`` where it has never run."""
     file = paths.peer_node(name) / "state.json"
+    lives = life_lock.is_held(file.with_name(life_lock.NAME))  # first: then it is of this life
     try:
         told = files.read_json(file)
         assert isinstance(told, dict)
         silent_s = now.timestamp() - file.stat().st_mtime
         return NodeView(
-            is_alive=Path(f"/proc/{int(told['pid'])}").exists() and silent_s < SILENT_S,
+            is_alive=lives and silent_s < SILENT_S,
             state=str(told["state"]),
             leader=str(told["leader"] or ""),
             round_number=int(told["round_number"]),

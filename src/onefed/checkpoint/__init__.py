@@ -6,7 +6,7 @@
 * ``series``: snapshots in a folder, newest first, as both stores keep them
 * ``retention``: which rounds stay
 * ``recovery``: the store of snapshots, written every round
-* ``writer_lock``: one process writes it
+* ``writer_lock``: one process writes it; ``life_lock``: whether a process lives
 * ``export``: checkpoints for people and tools
 * ``inspect``: what a folder holds, and whether it is whole
 * ``model_file``: the final model in one file

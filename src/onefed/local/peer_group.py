@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from onefed.errors import ExitCode, OnefedError
@@ -299,15 +298,7 @@ def summary(group: PeerGroup, spec: PeerSpec, outcome: Outcome) -> dict[str, Any
 
 def is_alive(said: Mapping[str, object]) -> bool:
     """Whether the process that wrote this of itself is still there."""
-    pid = said.get("pid")
-    return isinstance(pid, int) and said["state"] != "stopped" and _is_node(pid)
-
-
-def _is_node(pid: int) -> bool:
-    try:
-        return b"onefed.local.peer_" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+    return said["state"] != "stopped" and said["lives"] is True
 
 
 def evictions(group: PeerGroup) -> list[dict[str, Any]]:

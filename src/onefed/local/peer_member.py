@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from onefed.arrays import Arrays
-from onefed.checkpoint import files, write_model
+from onefed.checkpoint import files, life_lock, write_model
 from onefed.errors import OnefedError
 from onefed.flower import peer_app
 from onefed.local.peer_judging import Judging
@@ -146,6 +146,7 @@ async def run(
     )
     node.settings.general.REMOTE_CHECKPOINT_INTERVAL = spec.remote_checkpoint_interval
     tasks: list[asyncio.Future[None]] = []
+    life = contextlib.ExitStack()
     try:
         await node.start()
         _list_member(place, node.member)
@@ -157,7 +158,7 @@ async def run(
             asyncio.ensure_future(each)
             for each in (
                 _look_around(place, node),
-                _show(place, node, on_state),
+                _show(place, node, on_state, life),
                 judging.run(node),
             )
         ]
@@ -176,6 +177,7 @@ async def run(
         await node.stop()
         if not killed.is_set():
             _write_state(place, node)
+        life.close()
         log.close()
     return node.error
 
@@ -276,12 +278,22 @@ def _take_requests(place: PeerGroup, node: Node) -> None:
             node.evict(who)
 
 
-async def _show(place: PeerGroup, node: Node, on_state: Callable[[NodeState], None]) -> None:
-    """Write down what the node is, for ``onefed peer status``."""
+async def _show(
+    place: PeerGroup,
+    node: Node,
+    on_state: Callable[[NodeState], None],
+    life: contextlib.ExitStack,
+) -> None:
+    """Write down what the node is, for ``onefed peer status``.
+
+    It lives for others from the first time on: what lies there before that is of an earlier life.
+    """
+    _write_state(place, node)
+    life.enter_context(life_lock.hold(place.life_lock(node.state.name)))
     while True:
-        _write_state(place, node)
         on_state(node.state)
         await asyncio.sleep(1.0)
+        _write_state(place, node)
 
 
 def _write_state(place: PeerGroup, node: Node) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from onefed.checkpoint import files
+from onefed.checkpoint import files, life_lock
 from onefed.errors import NotFoundError, OnefedError
 from onefed.local.state import check_name
 
@@ -91,15 +91,24 @@ class PeerGroup:
         """
         return self.node(name) / "requests"
 
+    def life_lock(self, name: str) -> Path:
+        """Held by a node while what it has written down about itself is true."""
+        return self.node(name) / life_lock.NAME
+
     def states(self) -> dict[str, dict[str, Any]]:
-        """What each node has written down about itself last, by its name."""
+        """What each node has written down about itself last, by its name.
+
+        ``lives`` says whether the process is still there that wrote it.
+        """
         found = {}
         for name in files.names_in(self.folder / "nodes"):
             path = self.node(name) / "state.json"
             if path.exists():
+                # First: who lives has written down what it is in this life.
+                lives = life_lock.is_held(self.life_lock(name))
                 document = files.read_json(path)
                 if isinstance(document, dict):
-                    found[name] = document
+                    found[name] = {**document, "lives": lives}
         return found
 
     def model(self, name: str) -> Path:

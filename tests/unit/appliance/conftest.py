@@ -25,6 +25,7 @@ from onefed.appliance import gpu, machine, programs, stages, steps
 from onefed.appliance.paths import Paths
 from onefed.appliance.platform import Platform, Processes
 from onefed.appliance.process import Program
+from onefed.checkpoint import life_lock
 from onefed.local import peer_machine
 from onefed.local.onegate import OneGateServer
 from onefed.local.service import ServiceModel, VmRecord
@@ -110,6 +111,8 @@ class FakeFlower:
         """While False, they answer 503."""
         self._servers: dict[str, http.server.HTTPServer] = {}
         self._real: list[subprocess.Popen[bytes]] = []
+        self._lives = contextlib.ExitStack()
+        """Of nodes of peers."""
 
     def start(self, program: Program) -> None:
         if program.name == programs.METRICS:
@@ -126,7 +129,7 @@ class FakeFlower:
                 subprocess.Popen(program.argv, cwd=program.folder, env=dict(program.environment))
             )
         if program.name == "peer" and self.healthy:
-            _take_part(peer_machine.read(Path(program.argv[-1])))
+            self._lives.enter_context(_part(peer_machine.read(Path(program.argv[-1]))))
         if program.name not in PROGRAMS_WITH_HEALTH:
             return
         flags = dict(zip(program.argv, program.argv[1:], strict=False))
@@ -159,10 +162,11 @@ class FakeFlower:
             each.terminate()
             each.wait()
         self._real.clear()
+        self._lives.close()
 
 
-def _take_part(told: peer_machine.Instructions) -> None:
-    """Write down what a node does that has found a leader."""
+def _part(told: peer_machine.Instructions) -> contextlib.AbstractContextManager[None]:
+    """Write down what a node does that has found a leader; gives its life."""
     state = {
         "pid": os.getpid(),
         "state": "training",
@@ -171,7 +175,9 @@ def _take_part(told: peer_machine.Instructions) -> None:
         "rounds_total": told.rounds,
         "voters": [each.name for each in told.founders],
     }
-    (told.folder / "nodes" / told.name / "state.json").write_text(json.dumps(state))
+    folder = told.folder / "nodes" / told.name
+    (folder / "state.json").write_text(json.dumps(state))
+    return life_lock.hold(folder / life_lock.NAME)
 
 
 @dataclass

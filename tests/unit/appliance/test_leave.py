@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from onefed.appliance import leave
 from onefed.appliance.commands import Done
 from onefed.appliance.paths import Paths
-from onefed.checkpoint import files
+from onefed.checkpoint import files, life_lock
 
 
 def systemctl(jobs: str) -> Callable[..., Done]:
@@ -33,6 +32,9 @@ def told(cloud: Any, role: str, when: str, jobs: str) -> list[tuple[str, str]]:
     assert leave.main([role, when], io.BytesIO(said.encode()), run=systemctl(jobs)) == 0
     return list(cloud.published(vm))
 
+
+ELSEWHERE = 4_194_304 + 1
+"""A process id that nobody has: the node may be in a container, and its units see no others."""
 
 STOPPED = (
     "411 flower-{role}-leave-begin.service stop running\n"
@@ -99,7 +101,7 @@ def test_a_peer_that_is_taken_away_asks_its_node_to_leave(cloud, jobs: str, tmp_
     folder.mkdir(parents=True)
     paths.peer.parent.mkdir(parents=True)
     paths.peer.write_text('{"name": "peer-1"}')
-    state = {"pid": os.getpid(), "state": "training", "leader": "peer-2", "round_number": 3}
+    state = {"pid": ELSEWHERE, "state": "training", "leader": "peer-2", "round_number": 3}
     state |= {"rounds_total": 9, "voters": ["peer-1", "peer-2"]}
     (folder / "state.json").write_text(json.dumps(state))
     request = folder / "requests" / "leave peer-1"
@@ -117,10 +119,12 @@ def test_a_peer_that_is_taken_away_asks_its_node_to_leave(cloud, jobs: str, tmp_
     over = threading.Event()
     thread = threading.Thread(target=node)
     thread.start()
+    lives = life_lock.hold(folder / life_lock.NAME)
     said = f"TOKENTXT='{first.token}'\nONEGATE_ENDPOINT='{cloud.endpoint}'\nVMID='{first.vm_id}'\n"
     try:
         given = io.BytesIO(said.encode())
-        assert leave.main(["peer", "begin"], given, run=systemctl(jobs), root=tmp_path) == 0
+        with lives:
+            assert leave.main(["peer", "begin"], given, run=systemctl(jobs), root=tmp_path) == 0
     finally:
         over.set()
         thread.join()
