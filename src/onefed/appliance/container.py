@@ -24,9 +24,6 @@ CLIENT = {"PATH": "/usr/bin:/bin", "DOCKER_CONFIG": "/nonexistent"}
 USER = "49999:49999"
 """``app`` in Flower's images."""
 
-ROLES = (Role.SUPERLINK, Role.SUPERNODE)
-"""Whose programs there are images for."""
-
 APP = Path("/app")
 """Where Flower's images have an app's folders."""
 
@@ -66,21 +63,26 @@ def mounts(role: Role, paths: Paths, checkpoints: Path | None) -> tuple[Mount, .
     Args:
         checkpoints: where a SuperLink's container sees the operator's (FL_CHECKPOINT_PATH).
     """
-    read_only = [paths.config, paths.certificates]
+    read_only = [paths.config]
     writable = [paths.flower_home, paths.logs]
+    # Under the names of Flower's own image, for people and apps; our command lines use others.
+    data = Mount(paths.data, writable=False, inside=APP / "data")
     if role is Role.SUPERLINK:
-        read_only.append(paths.app.parent)
+        read_only += [paths.certificates, paths.app.parent]
         writable += [paths.state, paths.gateway]
-        # Under the names of Flower's own image, for people and apps; our command lines use others.
         elsewhere = [
             Mount(paths.state, writable=True, inside=APP / "state"),
             Mount(paths.certificates, writable=False, inside=APP / "certificates"),
             Mount(paths.checkpoints, writable=True, inside=checkpoints),
         ]
-    else:
-        read_only.append(paths.data)
+    elif role is Role.SUPERNODE:
+        read_only += [paths.certificates, paths.data]
         writable.append(paths.node_key)  # a node notes beside its key that it is present
-        elsewhere = [Mount(paths.data, writable=False, inside=APP / "data")]
+        elsewhere = [data]
+    else:
+        read_only += [paths.app.parent, paths.data]
+        writable += [paths.state, paths.checkpoints]
+        elsewhere = [data]
     return (
         *(Mount(path, writable=False) for path in dict.fromkeys(read_only)),
         *(Mount(path, writable=True) for path in dict.fromkeys(writable)),
@@ -142,7 +144,7 @@ def environment(program: Program) -> bytes:
 
 
 def image(role: Role, framework: str, version: str) -> str:
-    """Which image runs the programs of a role."""
+    """Which image runs the programs of a role. A peer trains as a node does, in a node's image."""
     if role is Role.SUPERLINK:
         return f"onefed-superlink:{version}"
     return f"flower-supernode-{framework}:{version}"

@@ -125,7 +125,7 @@ CLASSES: tuple[FailureClass, ...] = (
     FailureClass(
         "docker",
         "Docker does not answer in 60 s",
-        "SL-09, SN-08",
+        "SL-09, SN-08, PE-10a",
         _BOOT,
         "docker_not_ready",
         "systemctl status docker",
@@ -133,7 +133,7 @@ CLASSES: tuple[FailureClass, ...] = (
     FailureClass(
         "image",
         "the image of the framework is neither there nor to be had",
-        "SN-10",
+        "SN-10, PE-10b",
         _BOOT,
         "image_missing",
         "take the image for ML_FRAMEWORK, or load it",
@@ -157,7 +157,7 @@ CLASSES: tuple[FailureClass, ...] = (
     FailureClass(
         "version",
         "another version of Flower cannot be pulled",
-        "SL-10, SN-10",
+        "SL-10, SN-10, PE-10b",
         None,
         None,
         "the baked one runs",

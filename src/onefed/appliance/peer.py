@@ -16,6 +16,7 @@ from onefed import context
 from onefed.appliance import (
     discovery,
     firewall,
+    frameworks,
     machine,
     peer_state,
     peers,
@@ -298,6 +299,17 @@ def _firewall(peer: Peer) -> Outcome:
     return machine.firewall(peer.edge, served if peer.chosen.firewall else None)
 
 
+def _docker(peer: Peer) -> Outcome:
+    return peer.edge.platform.engine(peer.edge.clock, peer.edge.sleep)
+
+
+def _version(peer: Peer) -> Outcome:
+    edge = peer.edge
+    own = edge.platform.version(peer.chosen.flower_version, edge.warn)
+    machine.save_facts(edge, version=own, framework=frameworks.present(edge, peer.resolution))
+    return unchanged(f"Flower {own} is installed")
+
+
 def _start(peer: Peer) -> Outcome:
     started = machine.start(peer.edge, all_programs(peer))
     return done("started " + ", ".join(started)) if started else unchanged("it runs")
@@ -319,13 +331,15 @@ def _takes_part(peer: Peer) -> Outcome:
 
 
 def _publish(peer: Peer) -> Outcome:
+    edge = peer.edge
     attributes = {
         "FL_ROLE": "peer",
-        "FL_VERSION": peer.chosen.flower_version,
+        "FL_VERSION": edge.facts.get("version", peer.chosen.flower_version),
+        **({"FL_FRAMEWORK": framework} if (framework := edge.facts.get("framework")) else {}),
         # Last: a reader that sees YES sees the rest.
         "FL_READY": "YES",
     }
-    return machine.publish(peer.edge, attributes)
+    return machine.publish(edge, attributes)
 
 
 def _ready(peer: Peer) -> Outcome:
@@ -360,6 +374,8 @@ STEPS: tuple[Step[Peer], ...] = (
     Step("PE-08", "Contact", _C, "the others can read who this peer is", _tell_contact),
     Step("PE-09", "Roster", _C, "the founders of the group are known and pinned", _roster),
     Step("PE-10", "Instructions", _C, "what the node is told", _instructions),
+    Step("PE-10a", "Wait for Docker", _B, "the engine answers", _docker),
+    Step("PE-10b", "Version override", _B, "the wanted Flower version is there", _version),
     Step("PE-11", "Start", _B, "the node runs", _start),
     Step("PE-12", "Take part", _B, "the node trains with a leader", _takes_part),
     Step("PE-13", "Publish", _B, "attributes in OneGate, FL_READY last", _publish),

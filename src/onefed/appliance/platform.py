@@ -98,7 +98,7 @@ class Platform(Protocol):
         ...
 
     def engine(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> Outcome:
-        """Steps SL-09 and SN-08: the container engine answers."""
+        """Steps SL-09, SN-08 and PE-10a: the container engine answers."""
         ...
 
     def version(self, wanted: str, warn: Callable[[str], None]) -> str:

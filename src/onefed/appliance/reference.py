@@ -123,11 +123,11 @@ such attribute for the signal that opens its deployment gate.
 | `FL_TLS` | superlink | `YES` or `NO` |
 | `FL_CA_CERT` | superlink | its CA certificate, base64 in one line |
 | `FL_READY` | superlink, peer | `YES` last of all, `NO` when the machine failed |
-| `FL_ERROR` | all | why the machine failed: a short code |
+| `FL_ERROR` | all | why the machine failed: a short code; gone once it is ready |
 | `FL_NODE_KEY` | supernode | its public key, base64 in one line (ours) |
 | `FL_PARTITION` | supernode, peer | number of the partition that it trains (ours) |
 | `FL_NODE_REGISTERED` | the superlink, on the node | fingerprint of the registered key (ours) |
-| `FL_FRAMEWORK` | supernode | its `ML_FRAMEWORK`, where that is there |
+| `FL_FRAMEWORK` | supernode, peer | its `ML_FRAMEWORK`, where that is there |
 | `FL_NODE_ID` | supernode | its VM id |
 | `FL_GPU_AVAILABLE` | supernode | `YES` when training uses a GPU |
 | `FL_CLIENT_STATUS` | supernode | `1` idle, `2` training, `3` disconnected: a number, so that \
@@ -192,7 +192,8 @@ that its role wants fewer machines than it has, and OneFlow takes the oldest.
 A machine that is only stopped, or powered off, announces none: when it stays away it loses its \
 vote after `FL_PEER_EVICT_AFTER` rounds, and gets it back when it returns.
 Healthy means that the node hears a leader, or has trained to the end.
-A peer runs as a process, with or without systemd; there is no container of it yet.
+With `docker` a peer runs in the image that a node of its `ML_FRAMEWORK` has, since it trains as \
+a node does.
 `ONEFED_HOME=/opt/flower/state onefed peer status --name machine` shows the group from inside.
 
 ## GPUs

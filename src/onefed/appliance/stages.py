@@ -66,7 +66,7 @@ SUBJECTS: Mapping[context.Role, Callable[[machine.Edge, context.Resolution], Sub
 
 
 class RuntimeRefusedError(OnefedError):
-    """The programs of this machine do not run in that way, or not here."""
+    """The programs of this machine do not run in that way here."""
 
     exit_code = ExitCode.USAGE
 
@@ -132,9 +132,7 @@ def apply(order: Order, stage: Stage, world: World) -> None:
 
     Raises:
         BootError: a step failed; OneGate was told.
-        RuntimeRefusedError: the machine's programs do not run in that way.
     """
-    require_runtime(order.role, order.runtime)
     given = surroundings.look(order.paths, world.warn, order.context_file)
     gate = given.gate(world.warn)
     try:
@@ -149,7 +147,6 @@ def apply(order: Order, stage: Stage, world: World) -> None:
 
 def bootstrap(order: Order, world: World) -> str:
     """The stage after ``configure``: programs run and are healthy. Gives what came of it."""
-    require_runtime(order.role, order.runtime)
     if order.has_systemd:
         apply(order, Stage.BOOTSTRAP, world)
         return "every program is a unit of systemd and runs"
@@ -159,15 +156,6 @@ def bootstrap(order: Order, world: World) -> str:
             hint="Use --runtime process here, or run this in a virtual machine.",
         )
     return _bootstrap_keeper(order, world)
-
-
-def require_runtime(role: context.Role, runtime: Runtime) -> None:
-    """Raise where there is no container for the programs of a role."""
-    if runtime is Runtime.DOCKER and role not in container.ROLES:
-        raise RuntimeRefusedError(
-            f"There is no container of a {role}: its program runs as a process.",
-            hint="Use --runtime process.",
-        )
 
 
 def renew(order: Order, world: World) -> steps.Outcome:

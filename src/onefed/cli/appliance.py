@@ -200,8 +200,6 @@ def script(
     runtime: RuntimeOption = Runtime.DOCKER,
 ) -> None:
     """Print a shell file that the platform demands in an image."""
-    if kind is lifecycle.Script.LIFECYCLE:
-        stages.require_runtime(role, runtime)
     sys.stdout.write(lifecycle.script(kind, role, runtime.value, __version__))
 
 

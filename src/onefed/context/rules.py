@@ -357,7 +357,7 @@ CROSS_RULES = (
     ),
     CrossRule(
         "X16",
-        SUPERNODE,
+        SUPERNODE | PEER,
         ("ML_FRAMEWORK",),
         "`ML_FRAMEWORK` is one that the app of `FL_USE_CASE` runs with.",
         framework_of_the_use_case,

@@ -66,10 +66,10 @@ def test_the_program_is_the_images_own_with_the_same_arguments() -> None:
     assert words[place + 1 :] == ("--database", "/opt/flower/state/state.db")
 
 
-@pytest.mark.parametrize("role", container.ROLES)
+@pytest.mark.parametrize("role", Role)
 def test_secrets_and_code_are_read_only_and_the_authoritys_key_is_not_there(role: Role) -> None:
     found = {mount.path: mount.writable for mount in container.mounts(role, PATHS, None)}
-    assert found[PATHS.certificates] is False
+    assert found.get(PATHS.certificates, False) is False
     assert found[PATHS.config] is False
     assert PATHS.certificates.with_name("private") not in found
     assert not any(path in PATHS.certificates.with_name("private").parents for path in found)
@@ -80,12 +80,14 @@ def test_secrets_and_code_are_read_only_and_the_authoritys_key_is_not_there(role
 
 def test_folders_are_where_flowers_images_have_them_too() -> None:
     """FL_CHECKPOINT_PATH is the container's side only: the machine's own folder never moves."""
-    link, node = (flags(argv(program(), role), "--mount") for role in container.ROLES)
+    roles = (Role.SUPERLINK, Role.SUPERNODE, Role.PEER)
+    link, node, peer = (flags(argv(program(), role), "--mount") for role in roles)
     for found, folder, inside, end in (
         (link, "state", "/app/state", ""),
         (link, "certs", "/app/certificates", ",readonly"),
         (link, "checkpoints", "/app/exports", ""),
         (node, "data", "/app/data", ",readonly"),
+        (peer, "data", "/app/data", ",readonly"),
     ):
         assert f"type=bind,source=/opt/flower/{folder},target={inside}{end}" in found
     assert not any("/app/exports" in mount for mount in node)
@@ -120,14 +122,21 @@ def test_a_container_sees_no_processes_but_its_own_and_those_it_watches() -> Non
     assert flags(argv(watching), "--pid") == ["container:flower-superlink-superexec"]
 
 
-@pytest.mark.parametrize("role", container.ROLES)
+@pytest.mark.parametrize("role", Role)
 def test_every_program_of_a_role_can_be_put_into_a_container(programs_of, role: Role) -> None:
     names = [container.name(each, role) for each in programs_of(role)]
     assert names[0] == f"flower-{role}"
     assert len(set(names)) == len(names)
 
 
-def test_a_node_takes_the_image_of_its_framework() -> None:
-    assert container.image(Role.SUPERNODE, "sklearn", "1.41.0") == (
-        "flower-supernode-sklearn:1.41.0"
-    )
+@pytest.mark.parametrize("role", [Role.SUPERNODE, Role.PEER])
+def test_who_trains_takes_the_image_of_its_framework(role: Role) -> None:
+    assert container.image(role, "sklearn", "1.41.0") == "flower-supernode-sklearn:1.41.0"
+
+
+def test_a_peers_container_has_what_its_node_writes_and_no_authority() -> None:
+    found = {mount.path: mount.writable for mount in container.mounts(Role.PEER, PATHS, None)}
+    assert found[PATHS.state] is True
+    assert found[PATHS.checkpoints] is True
+    assert found[PATHS.app.parent] is False
+    assert PATHS.certificates not in found

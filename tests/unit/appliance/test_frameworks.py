@@ -46,3 +46,15 @@ def test_the_default_may_be_missing(ready, cloud) -> None:
     ready.boot()
     assert machine.read_facts(ready.paths)["framework"] == ""
     assert "FL_FRAMEWORK" not in cloud.attributes(ready.vm)
+
+
+def test_a_peer_is_asked_for_it_as_a_node_is(new_peer, cloud) -> None:
+    """It trains, too: in a container the framework names its image."""
+    wanted = new_peer(FL_PEER_FOUNDERS="1", ML_FRAMEWORK="sklearn")
+    with pytest.raises(BootError, match="no module sklearn") as caught:
+        wanted.boot()
+    assert caught.value.step_id == "PE-10b"
+    wanted.modules.add("sklearn")
+    wanted.boot()
+    held = cloud.attributes(wanted.vm)
+    assert held["FL_FRAMEWORK"] == "sklearn"

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from onefed.appliance import health, peer, peer_state, peers, stages
-from onefed.appliance.description import Runtime
-from onefed.appliance.steps import BootError, Stage, Status
+from onefed.appliance import health, peer, peer_state, peers
+from onefed.appliance.steps import BootError, Status
 from onefed.context import Role
 from onefed.errors import ExitCode
 from onefed.local import peer_machine
@@ -264,12 +263,3 @@ def test_a_leave_without_quorum_is_not_waited_for_for_ever(new_peer, time) -> No
     )
     assert not left
     assert "The others take it off" in computer.warnings[-1]
-
-
-@pytest.mark.parametrize("stage", [Stage.CONFIGURE, Stage.BOOTSTRAP])
-def test_containers_are_refused_with_what_to_use_instead(tmp_path, stage: Stage) -> None:
-    order = stages.Order(Role.PEER, tmp_path, Runtime.DOCKER)
-    with pytest.raises(stages.RuntimeRefusedError) as caught:
-        stages.require_runtime(order.role, order.runtime)
-    assert caught.value.hint == "Use --runtime process."
-    assert stage in {step.stage for step in stages.plan(Role.PEER)}

@@ -109,6 +109,13 @@ def test_the_version_that_is_there_is_not_pulled(systemd, machine, tmp_path) -> 
     assert not any(" pull " in line for line in machine.asked)
 
 
+def test_a_peer_looks_for_the_image_of_a_node(systemd, machine, tmp_path) -> None:
+    bake(tmp_path)
+    has_only(machine)
+    assert systemd(role=Role.PEER).version(WANTED, pytest.fail) == WANTED
+    assert machine.asked[-1] == f"/usr/bin/docker pull flower-supernode-sklearn:{WANTED}"
+
+
 def test_another_version_is_pulled(systemd, machine, tmp_path) -> None:
     bake(tmp_path)
     has_only(machine, BAKED)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from onefed.appliance import container, firewall, units
+from onefed.appliance import firewall, units
 from onefed.appliance.description import Runtime
 from onefed.appliance.paths import Paths
 from onefed.appliance.process import Program
@@ -25,10 +25,6 @@ UNITS = "etc/systemd/system"
 
 EXPOSURE_MAX = {Runtime.PROCESS: 1.3, Runtime.DOCKER: 1.8}
 """R12: of our programs, and of what drives Docker."""
-
-
-NONE = {(role, Runtime.DOCKER) for role in set(Role) - set(container.ROLES)}
-"""There are no containers of these."""
 
 
 @pytest.fixture
@@ -48,9 +44,7 @@ def lines(unit: units.Unit) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("role", "runtime"), [pair for pair in itertools.product(Role, Runtime) if pair not in NONE]
-)
+@pytest.mark.parametrize(("role", "runtime"), list(itertools.product(Role, Runtime)))
 def test_every_program_of_a_machine_has_a_unit_that_always_restarts(
     made, programs_of, role: Role, runtime: Runtime
 ) -> None:
@@ -150,7 +144,7 @@ def analyze(root: Path, systemd_analyze: str) -> Callable[..., Any]:
 def test_systemd_takes_the_units_and_calls_them_safe(
     made, root: Path, analyze, runtime: Runtime
 ) -> None:
-    roles = [role for role in Role if (role, runtime) not in NONE]
+    roles = list(Role)
     every = [unit for role in roles for unit in made(role, runtime)]
     with_metrics = made(Role.SUPERLINK, runtime, FL_METRICS_ENABLED="YES")
     every += [unit for unit in with_metrics if "metrics" in unit.name]
