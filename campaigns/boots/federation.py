@@ -35,6 +35,7 @@ class Federation:
             baked: what ``engine.bake`` made, where the runtime is Docker.
         """
         cgroups.forget()
+        self.name = folder.name
         self._baked = baked
         self.model = ServiceModel("1", folder.name)
         self.machines: list[Machine] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -66,7 +67,7 @@ class Machine:
     def build(self) -> None:
         """A fresh disk, with the scripts of its role, as the image would have them."""
         for name in ("root", "upper", "work", "context"):
-            (self.folder / name).mkdir(parents=True)
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         layers = f"lowerdir={tree.TREE},upperdir={self.folder}/upper,workdir={self.folder}/work"
         _run("mount", "-t", "overlay", "-o", layers, "overlay", str(self.disk))
         for kind, place in (
@@ -82,6 +83,14 @@ class Machine:
             engine.enable(self.disk, self.carries)
             given = engine.give(self.baked, self.folder / "docker", self.carries)
             self.engine_flags = (*engine.FLAGS, *given)
+
+    def replace_disk(self) -> None:
+        """A fresh disk in the place of one that is lost; the machine is off."""
+        assert self.process is None, "its disk is in use"
+        _run("umount", str(self.disk))
+        for name in ("root", "upper", "work", "docker"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        self.build()
 
     def tell(self, variables: Mapping[str, str]) -> None:
         """Its context folder: what a platform's context disk holds."""

@@ -52,7 +52,7 @@ def own_secrets(machines: Iterable[Machine]) -> Needles:
         secret = each.paths.superexec_secret
         if secret.exists():
             found[f"SuperExec secret of {each.name}"] = secret.read_bytes()
-        for path in each.paths.node_key.glob("*"):
+        for path in (*each.paths.node_key.glob("*"), *each.paths.peers.glob("nodes/*/identity/*")):
             content = path.read_bytes()
             if b"PRIVATE KEY" in content:
                 found[f"node key of {each.name}"] = content

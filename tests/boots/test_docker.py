@@ -10,7 +10,7 @@ import httpx
 import pytest
 from campaigns.boots import benchmark, engine, search, tree
 from campaigns.boots.federation import Federation
-from campaigns.boots.machine import wait_for
+from campaigns.boots.machine import Machine, wait_for
 from tests.boots.test_process import renew_certificate
 
 from onefed.appliance.description import Runtime
@@ -76,17 +76,7 @@ def test_no_secret_is_where_others_could_read_it(federation: Federation) -> None
 
 def test_every_program_is_a_container_that_may_do_little(federation: Federation) -> None:
     for each in federation.machines:
-        names = each.output("docker", "ps", "--format", "{{.Names}}").split()
-        assert names
-        for found in json.loads(each.output("docker", "inspect", *names)):
-            host = found["HostConfig"]
-            assert found["Config"]["User"] == "49999:49999"
-            assert (host["Init"], host["ReadonlyRootfs"], host["Privileged"]) == (True, True, False)
-            assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], None)
-            assert host["SecurityOpt"] == ["no-new-privileges"]
-            assert host["RestartPolicy"]["Name"] in ("", "no"), "systemd owns the life cycle"
-            assert benchmark.failed(found) == WRITTEN
-            assert host["LogConfig"]["Config"] == {"max-file": "3", "max-size": "10m"}
+        assert containers_that_may_do_little(each)
 
 
 def test_an_app_is_submitted_on_the_coordinators_own_machine(federation: Federation) -> None:
@@ -110,3 +100,18 @@ def test_a_machine_that_is_powered_off_says_that_it_left(federation: Federation)
     node.power_off()
     left = federation.attributes(node)
     assert (left["FL_NODE_READY"], left["FL_CLIENT_STATUS"]) == ("NO", "3")
+
+
+def containers_that_may_do_little(machine: Machine) -> list[str]:
+    """Names of all containers of a machine; each is as hardened as the documents say."""
+    names = machine.output("docker", "ps", "--format", "{{.Names}}").split()
+    for found in json.loads(machine.output("docker", "inspect", *names)):
+        host = found["HostConfig"]
+        assert found["Config"]["User"] == "49999:49999"
+        assert (host["Init"], host["ReadonlyRootfs"], host["Privileged"]) == (True, True, False)
+        assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], None)
+        assert host["SecurityOpt"] == ["no-new-privileges"]
+        assert host["RestartPolicy"]["Name"] in ("", "no"), "systemd owns the life cycle"
+        assert benchmark.failed(found) == WRITTEN
+        assert host["LogConfig"]["Config"] == {"max-file": "3", "max-size": "10m"}
+    return names
