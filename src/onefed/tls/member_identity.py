@@ -26,6 +26,10 @@ PRIVATE_KEY = "member.key"
 LIFETIME = timedelta(days=3650)
 """Pinned, not chained: nothing is gained by renewing it, and a roster change is needed to do so."""
 
+BACKDATE = timedelta(days=365)
+"""So that a member whose clock is behind (a machine that takes local time for UTC, or lost its
+battery's) lets the others in: the pin says who they are, and no begin adds anything to it."""
+
 DER_BYTES_MAX = 1024
 """Ours have about 370 bytes; every heartbeat carries one a member."""
 
@@ -99,7 +103,7 @@ def _one(source: str, content: bytes) -> x509.Certificate:
 def _create(name: str, now: datetime) -> authority.Issued:
     key = authority.generate_key(authority.KeyKind.EC_P256)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    begin = now.replace(microsecond=0) - authority.BACKDATE
+    begin = now.replace(microsecond=0) - BACKDATE
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = (
         x509.CertificateBuilder()

@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +107,17 @@ class Side:
             self.transport = None
 
 
-def side(folder: Path, name: NodeId, *, directory: str | None = None) -> Side:
-    identity = member_identity.ensure(folder / (directory or name), name, NOW)
+def side(folder: Path, name: NodeId, *, directory: str | None = None, now: datetime = NOW) -> Side:
+    identity = member_identity.ensure(folder / (directory or name), name, now)
     return Side(name, identity, free_address())
 
 
 @asynccontextmanager
-async def two(folder: Path, **keepalive: float) -> AsyncIterator[tuple[Side, Side]]:
-    sides = side(folder, "node-0"), side(folder, "node-1")
+async def two(
+    folder: Path, *, now: datetime = NOW, **keepalive: float
+) -> AsyncIterator[tuple[Side, Side]]:
+    """Two that have listed each other; ``now`` is what the clock of the second one says."""
+    sides = side(folder, "node-0"), side(folder, "node-1", now=now)
     for one, other in (sides, sides[::-1]):
         one.keepalive = keepalive
         one.known[other.name] = other.contact
@@ -212,6 +215,19 @@ def test_members_hear_each_other_and_know_who_it_was(tmp_path: Path) -> None:
 
             assert one.ears.talk == [("node-1", WORD)]
             assert other.ears.talk == [("node-0", WORD)]
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_that_is_days_ahead_keeps_nobody_out(tmp_path: Path) -> None:
+    """Or one that is behind, seen from the other side: its machine takes local time for UTC."""
+
+    async def scenario() -> None:
+        ahead = datetime.now(UTC) + timedelta(days=3)
+        async with two(tmp_path, now=ahead) as (one, other):
+            one.talk("node-1", WORD)
+            other.talk("node-0", WORD)
+            await until(lambda: one.ears.talk and other.ears.talk)
 
     asyncio.run(scenario())
 

@@ -117,3 +117,30 @@ def test_an_operators_decision_is_known_until_a_commit_takes_the_gone_off() -> N
     assert journal.replay(said, "a", "x").saved.evicted == ("b", "c")
     assert journal.replay(done, "a", "x").saved.evicted == ()
     assert journal.replay(done, "a", "x").saved.commit == decided
+
+
+def test_a_page_of_zeros_is_a_torn_tail_at_the_end_and_damage_before_it() -> None:
+    content, known = written(RECORDS[:3], synced=3)
+    tail = journal.encode(RECORDS[3], known)
+    replayed = journal.replay(content + bytes(4096), "a", "x")
+    assert (replayed.good_bytes, replayed.saved.accepted) == (len(content), FIRST)
+
+    with pytest.raises(journal.JournalError, match="was on disk"):
+        journal.replay(content[:-8] + bytes(4096) + tail, "a", "x")
+
+
+def test_a_record_that_stands_there_twice_says_the_same() -> None:
+    once, known = written(RECORDS, synced=5)
+    twice = once + journal.encode(RECORDS[-1], known)
+
+    assert journal.replay(twice, "a", "x").saved == journal.replay(once, "a", "x").saved
+
+
+def test_a_journal_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "FORMAT_VERSION", journal.FORMAT_VERSION + 1)
+    content, _ = written(RECORDS, synced=5)
+    monkeypatch.undo()
+
+    with pytest.raises(journal.JournalError, match="format version 2") as raised:
+        journal.replay(content, "a", "x")
+    assert "reads version 1" in (raised.value.hint or "")
