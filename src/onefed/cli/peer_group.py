@@ -203,7 +203,7 @@ def status(name: Name = NAME_DEFAULT) -> None:
         alive = peer_group.is_alive(said)
         table.add_row(
             node,
-            str(said["state"]) if alive or said["state"] == "finished" else "gone",
+            str(said["state"]) if alive or said["state"] in peer_group.ENDED else "gone",
             *(str(said["role"]) if alive else "-", str(said["leader"] or "-"), str(said["term"])),
             *(f"{said['round_number']}/{spec.rounds}", model, str(len(said["voters"]))),
         )

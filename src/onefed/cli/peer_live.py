@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -36,6 +36,9 @@ class Standing:
     leader: str | None = None
     term: int = 0
     voters: tuple[str, ...] = ()
+    round_number: int = 0
+    """Of its newest model."""
+    model_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +88,20 @@ def _members(picture: Picture, width: int) -> RenderableType:
     kept = len(columns) if width >= live.WIDE else 2
     for column in columns[:kept]:
         table.add_column(column, no_wrap=True, overflow="ellipsis")
+    newest = _newest(picture)
     for name in shown:
         standing = picture.standings[name]
         member = picture.view.members.get(name) or MemberView(name)
+        # By its log, or where that is not read, by what it says: it is another command's.
+        has = member if member.round_number >= standing.round_number else standing
+        votes = newest is None or not standing.role or name in newest.voters
         cells = (
             live.plain(name),
             live.plain(standing.state, style=STATE_STYLES.get(standing.state, "")),
-            live.plain(standing.role),
-            Text(str(member.round_number) if member.round_number else ""),
+            live.plain(standing.role if votes else "no vote"),
+            Text(str(has.round_number) if has.round_number else ""),
             Text(f"round {member.contributed}" if member.contributed else ""),
-            live.plain((member.model_sha256 or "")[:12]),
+            live.plain((has.model_sha256 or "")[:12]),
         )
         table.add_row(*cells[:kept])
     parts: list[RenderableType] = [table]
@@ -123,13 +130,18 @@ def _rounds(picture: Picture, width: int) -> RenderableType:
 
 def _led(picture: Picture) -> str:
     """Who leads, and how many of those that decide are there."""
-    led: Sequence[Standing] = [each for each in picture.standings.values() if each.leader]
-    if not led or picture.status == "finished":
+    newest = _newest(picture)
+    if newest is None or picture.status == "finished":
         return ""
-    newest = max(led, key=lambda each: each.term)
     there = [name for name in newest.voters if _is_there(picture.standings.get(name))]
     voters = f"{len(there)} of {len(newest.voters)} voters there"
     return f", {newest.leader} leads term {newest.term}, {voters}"
+
+
+def _newest(picture: Picture) -> Standing | None:
+    """What is said by whoever follows the newest leader, and has its newest round."""
+    led = [each for each in picture.standings.values() if each.leader]
+    return max(led, key=lambda each: (each.term, each.round_number), default=None)
 
 
 def _is_there(standing: Standing | None) -> bool:

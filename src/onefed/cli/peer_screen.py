@@ -15,7 +15,7 @@ from rich.text import Text
 from onefed.cli import peer_live, screen
 from onefed.cli.peer_live import Picture, Standing
 from onefed.cli.screen import LogFormat
-from onefed.local.peer_group import GroupRun, is_alive
+from onefed.local.peer_group import ENDED, GroupRun, is_alive
 from onefed.local.peer_spec import PeerGroup, PeerSpec
 from onefed.telemetry import events, lines, sentences
 from onefed.telemetry.group import is_told
@@ -121,7 +121,7 @@ def _standing(said: Mapping[str, object] | None, *, killed: bool, starts: bool) 
     if said is None:
         return Standing("starting")
     state, voters = str(said["state"]), said["voters"]
-    if state not in ("finished", "stopped", "failed") and not is_alive(said):
+    if state not in ENDED and not is_alive(said):
         return Standing("starting" if starts else "gone")
     assert isinstance(voters, list)
     leader = said["leader"]
@@ -131,6 +131,8 @@ def _standing(said: Mapping[str, object] | None, *, killed: bool, starts: bool) 
         leader=None if leader is None else str(leader),
         term=int(str(said["term"])),
         voters=tuple(map(str, voters)),
+        round_number=int(str(said["round_number"])),
+        model_sha256=None if said["model_sha256"] is None else str(said["model_sha256"]),
     )
 
 

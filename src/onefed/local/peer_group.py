@@ -21,6 +21,8 @@ from onefed.telemetry.log import Follower
 
 LOOK_S = 0.05
 """Between two looks at what the nodes have written."""
+ENDED = frozenset({"finished", "stopped", "failed"})
+"""What a node says of itself last; one that says something else and is not there was killed."""
 STALL_S = 180.0
 """Without an event of a round for so long, the run has failed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,22 @@ def test_a_terminal_of_the_usual_width_shows_everything_unbroken(width: int) -> 
     ):
         assert fact in text
     assert "…" not in text
+
+
+def test_a_member_of_another_command_and_one_that_has_left_are_shown_as_they_say() -> None:
+    picture = picture_of()
+    voters = ("node-0", "node-1", "node-3")
+    standings = {
+        "node-0": Standing("training", "leader", "node-0", 4, voters, 7, "ef" * 32),
+        "node-1": Standing("training", "follower", "node-0", 4, voters, 7, "ef" * 32),
+        "node-2": Standing("training", "follower", "node-1", 3, ("node-1", "node-2"), 5, "cd" * 32),
+        "node-3": Standing("training", "follower", "node-0", 4, voters, 7, "ef" * 32),
+    }
+    text = " ".join(drawn(replace(picture, standings=standings), 100).split())
+
+    assert "node-3 training follower 7 efefefefefef" in text
+    assert "node-2 training no vote 5 round 1" in text
+    assert "node-0 leads term 4, 3 of 3 voters there" in text
 
 
 def test_members_with_different_models_of_one_round_are_told() -> None:

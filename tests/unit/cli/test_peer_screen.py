@@ -112,6 +112,7 @@ def test_a_terminal_shows_what_the_members_say_of_themselves(
     place: PeerGroup, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = {"role": "leader", "leader": "node-0", "term": 1, "voters": ["node-0", "node-1"]}
+    told |= {"round_number": 0, "model_sha256": None}
     (place.node("node-0")).mkdir()
     (place.node("node-0") / "state.json").write_text(
         json.dumps({**told, "state": "finished", "pid": 1}), encoding="utf-8"
