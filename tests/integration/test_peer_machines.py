@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from tests.integration.conftest import ONEFED
+from tests.integration.conftest import LIMIT_S, ONEFED
 
 from onefed.appliance import keeper, peer_state, peers
 from onefed.appliance.paths import Paths
@@ -21,14 +19,12 @@ from onefed.local.onegate import OneGateServer
 from onefed.local.peer_spec import free_addresses
 from onefed.local.service import ServiceModel
 from onefed.telemetry import events, lines
+from onefed.telemetry.log import Follower
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 ROUNDS = 1_000_000
 """It does not come to an end by itself."""
-
-LIMIT_S = 100.0
-"""What takes longer has hung. About ten times what it takes on an idle machine."""
 
 
 class Machine:
@@ -36,6 +32,8 @@ class Machine:
 
     def __init__(self, root: Path, model: ServiceModel, endpoint: str, port: str) -> None:
         self.root = root
+        self._follower = Follower(Paths(root).logs / "events.jsonl")
+        self._rounds: dict[int, events.PeerRound] = {}
         self.vm = model.add_vm("peer", f"peer_{root.name}", "127.0.0.1", {}, {})
         context = {
             "ONEGATE_ENDPOINT": endpoint,
@@ -69,13 +67,18 @@ class Machine:
         return process.returncode, said
 
     @property
-    def rounds(self) -> dict[int, dict[str, Any]]:
+    def rounds(self) -> dict[int, events.PeerRound]:
         """What its node has told of each round."""
-        log = Paths(self.root).logs / "events.jsonl"
-        records = [json.loads(line) for line in log.read_text().splitlines()]
-        return {
-            each["data"]["round"]: each["data"] for each in records if each["event"] == "peer_round"
-        }
+        for record in self._follower.poll():
+            if isinstance(record.event, events.PeerRound):
+                self._rounds[record.event.round] = record.event
+        return self._rounds
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Of its group, as its node has written them down within the last second or so."""
+        (own,) = Paths(self.root).peer_node("any").parent.iterdir()
+        return peer_state.look(Paths(self.root), own.name, datetime.now(UTC)).voters
 
 
 @pytest.fixture
@@ -118,9 +121,9 @@ def test_machines_of_a_service_train_agree_reboot_leave_and_join(
     until(lambda: all(each.rounds.keys() >= {1, 2, 3} for each in machines))
     for number in (1, 2, 3):
         found = [each.rounds[number] for each in machines]
-        assert len({each["model_sha256"] for each in found}) == 1, "one model"
+        assert len({each.model_sha256 for each in found}) == 1, "one model"
     names = [each[peers.CONTACT_NAME] for each in told]
-    assert found[0]["contributors"].split(",") == names
+    assert found[0].contributors.split(",") == names
 
     leaving, staying, rebooted = machines
     rebooted.kill()
@@ -132,18 +135,16 @@ def test_machines_of_a_service_train_agree_reboot_leave_and_join(
 
     assert leaving.run("drain") == (0, "drained and stopped\n"), "no warning: a round committed it"
     assert service[0].attributes(leaving.vm.vm_id)["FL_READY"] == "NO"
-    voters = peer_state.look(Paths(staying.root), names[1], datetime.now(UTC)).voters
-    assert voters == (names[1], names[2])
+    until(lambda: set(staying.voters) == {names[1], names[2]})
     common = max(staying.rounds.keys() & rebooted.rounds.keys())
     assert common > before
-    assert staying.rounds[common]["model_sha256"] == rebooted.rounds[common]["model_sha256"]
+    assert staying.rounds[common].model_sha256 == rebooted.rounds[common].model_sha256
 
     assert fourth.run("bootstrap", "--runtime", "process")[0] == 0
     own = service[0].attributes(fourth.vm.vm_id)[peers.CONTACT_NAME]
-    until(lambda: any(own in each["contributors"] for each in staying.rounds.values()))
-    voters = peer_state.look(Paths(staying.root), names[1], datetime.now(UTC)).voters
-    assert set(voters) <= {names[1], names[2], own}, "it has joined the group that there is"
+    until(lambda: any(own in each.contributors for each in staying.rounds.values()))
+    assert set(staying.voters) <= {names[1], names[2], own}, "it has joined the group that there is"
 
-    log = Paths(staying.root).logs / "peer.log"
-    heard = [record for line in log.read_text().splitlines() if (record := lines.parse(line))]
+    said = (Paths(staying.root).logs / "peer.log").read_text().splitlines()
+    heard = [record for line in said if (record := lines.parse(line))]
     assert any(isinstance(each.event, events.PeerRound) for each in heard), "for collectors"
