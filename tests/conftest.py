@@ -1,13 +1,18 @@
-"""Programs of the system that tests use: missing ones fail in CI and are skipped elsewhere."""
+"""Of all tests: programs of the system (missing ones fail in CI and are skipped elsewhere)."""
 
 from __future__ import annotations
 
 import os
 import shutil
 
+import hypothesis
 import pytest
 
 from onefed.appliance import gateway
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("onefed", deadline=None)
+hypothesis.settings.load_profile("onefed")
 
 
 @pytest.fixture(scope="session")
