@@ -44,5 +44,5 @@ class Communication:
                 hint="Hand in the state of the node that failed, or call set_start_learning.",
             )
         is_same = state.name == self.name
-        restores = (state.name,) if look_elsewhere and not is_same else ()
+        restores = (state.name,) if look_elsewhere else ()
         await self.begin(state.rounds_total, state.epochs, founds=is_same, restores=restores)

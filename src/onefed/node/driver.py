@@ -255,9 +255,10 @@ class Node:
             rounds: of the whole run.
             epochs: passes over the node's data a round; None: as the app is configured.
             founds: whether this node is on the first roster; False: it joins one that learns.
-            restores: names under which it was here before it lost its disk: what others have kept
-                of them is fetched before it trains. A node of a successor's name (``r1-NAME``)
-                looks for its predecessors by itself.
+            restores: names under which it was here before it lost its disk, or its own where only
+                its checkpoints are lost: what others have kept of them is fetched before it
+                trains. A node of a successor's name (``r1-NAME``) looks for its predecessors by
+                itself.
 
         Raises:
             JournalError: the journal in the folder cannot be trusted.
@@ -284,7 +285,8 @@ class Node:
             if kept is not None and kept[0] <= saved.commit.round_number:
                 self._job.private = kept[1]
         before = restores or contact.predecessors(self._name)
-        looks = before if self._job.private is None and not saved.commit.round_number else ()
+        is_new = self._job.private is None and not saved.commit.round_number
+        looks = before if is_new or self._name in before else ()
         every = self.settings.general.REMOTE_CHECKPOINT_INTERVAL
         saved = await asyncio.to_thread(self.learner.with_parcels, saved, every)
         if not looks:

@@ -277,6 +277,49 @@ def test_a_node_whose_disk_is_wiped_gets_back_what_it_kept_for_itself(tmp_path: 
     asyncio.run(scenario())
 
 
+def test_a_node_that_lost_only_its_checkpoints_gets_back_what_others_keep(tmp_path: Path) -> None:
+    """Scenario A5 to the letter. Its journal and its key are there: it keeps its name and vote."""
+
+    async def scenario() -> None:
+        async with memory_group(tmp_path, rounds=16) as group:
+            group.pace = replace(PACE, straggler_floor_s=1e3, straggler_cap_s=1e3)
+            for name in FOUR:
+                group.make(name).settings.general.REMOTE_CHECKPOINT_INTERVAL = 1
+            await group.start(*FOUR, again=False)
+            await group.until(group.all_at(4))
+            failed = group.nodes["node-0"].state
+            await group.kill("node-0")
+            for app in group.apps.values():
+                app.free.clear()  # the others wait for it, or the run would be over
+            lost = tmp_path / "node-0" / "checkpoints"
+            own = Folder(lost, "test", "node-0")
+            were = {number: own.read("node-0", number, Kind.LOCAL) for number in range(1, 5)}
+            shutil.rmtree(lost)
+            before = len(group.apps["node-0"].privates)
+
+            back = group.make("node-0")
+            await back.start()
+            for node in group.nodes.values():
+                node.connect(back.member)
+                back.connect(node.member)
+            assert await rejoin(failed, back.learner, back.communication_protocol)
+            [number, *_] = own.rounds("node-0", Kind.REMOTE)
+            restored = own.read("node-0", number, Kind.REMOTE)
+            assert restored.digest == were[number].digest
+            assert arrays.digest(back.learner.parameters) == arrays.digest(were[number].model)
+            for name in group.apps:
+                group.apps[name].free.set()
+            await group.until(group.all_at(16))
+
+            assert "node-0" in group.contributors()[-1]
+            private = group.apps["node-0"].privates[before]
+            assert private is not None
+            assert int(private.split()[1]) >= 4, "its own, which is newer, was not lost"
+            assert len(group.models()) == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_node_of_which_nobody_keeps_anything_begins_afresh(tmp_path: Path) -> None:
     """Scenario A6."""
 
