@@ -77,8 +77,7 @@ def _run_together(world: str, waiting: list[cells.Cell], ends_s: float) -> list[
                     break
                 lines.append({"cell": cell.what, "equal": True, "outcome": "not ended"})
                 line = cell.run(group)
-                cells.settle(group)
-                lines[-1] |= {"outcome": "went on", **line}
+                lines[-1] |= {"outcome": "went on", **line, **cells.settle(group)}
             rounds = group.require_reference()
             for line in lines:
                 line["rounds"] = rounds

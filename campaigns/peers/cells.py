@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from campaigns.peers import hostile, net
+from campaigns.peers import hostile, joining, net, steps
 from campaigns.peers import node as toy
-from campaigns.peers.group import FAKETIME, Group
+from campaigns.peers.group import FAKETIME, BrokenError, Group
+from campaigns.peers.steps import Line
 from onefed.node import contact
 from onefed.node.checkpoints import Folder, Kind
 from onefed.node.grpc_transport import CONNECTIONS_MAX
@@ -42,10 +43,8 @@ DESCRIPTORS_MAX = 2 * CONNECTIONS_MAX
 UP_ROUNDS = 3
 """Undisturbed rounds between two cells."""
 
-WORLDS = ("kills", "pauses", "disks", "network", "clocks", "nonsense")
-KILLS, PAUSES, DISKS, NETWORK, CLOCKS, NONSENSE = WORLDS
-
-Line = dict[str, Any]
+WORLDS = ("kills", "joins", "pauses", "disks", "network", "clocks", "nonsense")
+KILLS, JOINS, PAUSES, DISKS, NETWORK, CLOCKS, NONSENSE = WORLDS
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,11 @@ def matrix() -> list[Cell]:
         for point in ("trained", "accepted", "committed", "announced")
     ]
     cells.append(Cell(KILLS, "kill -9 of two, one restarted after 4 s", _kill_two))
+    cells += [
+        Cell(JOINS, f"kill -9 of a joining node: {point}", joining.kill(point))
+        for point in POINTS
+        if point not in LEADERS_ONLY
+    ]
     cells += [
         Cell(PAUSES, f"SIGSTOP of the {role} for {PAUSE_S:.0f} s", _pause(role))
         for role in ("leader", "follower")
@@ -118,6 +122,7 @@ def matrix() -> list[Cell]:
     cells += [
         Cell(NONSENSE, f"a member that sends {kind} frames", _lie(kind)) for kind in hostile.KINDS
     ]
+    cells.append(Cell(NONSENSE, "a peer with a foreign certificate", _foreign))
     cells.append(Cell(NONSENSE, f"{KNOCKS:,} connections of a stranger to the leader", _knock))
     return cells
 
@@ -142,6 +147,7 @@ def group_of(world: str) -> Iterator[Group]:
             network=network,
             clocks=world == CLOCKS,
             record=names[-1] if world == NONSENSE else None,
+            options=joining.OPTIONS if world == JOINS else (),
         ) as group:
             yield group
     finally:
@@ -149,8 +155,15 @@ def group_of(world: str) -> Iterator[Group]:
             network.close()
 
 
-def settle(group: Group) -> None:
-    """Wait until all are level and have trained a few rounds together; nobody has died."""
+def settle(group: Group) -> Line:
+    """Wait until all are level and have trained a few rounds together; nobody has died.
+
+    Returns:
+        Who lives, and the model that all of them have.
+
+    Raises:
+        BrokenError: it is not one model.
+    """
     group.require_nobody_died()
     began = group.reached
     group.wait_for(
@@ -161,57 +174,34 @@ def settle(group: Group) -> None:
             and len(group.round(group.reached).contributors.split(",")) == len(group.living)
         ),
     )
+    number = max(set.intersection(*(set(group.views[name].rounds) for name in group.living)))
+    models = {group.views[name].rounds[number].model_sha256 for name in group.living}
+    if len(models) != 1:
+        raise BrokenError(f"{len(models)} models of round {number} among the living")
+    return {"round": number, "living": len(group.living), "model_sha256": models.pop()}
 
 
 # --- kills ---------------------------------------------------------------------------------------
 
 
-def _who(group: Group, role: str) -> str:
-    return group.leader if role == "leader" else group.followers[0]
-
-
-def _next_round(group: Group, number: int) -> float:
-    return group.wait_for("a committed round", lambda: group.reached > number)
-
-
-def _come_back(group: Group, *names: str) -> float:
-    """Start nodes that were killed; seconds until all of them contribute."""
-    number = group.reached
-    for name in names:
-        group.release(name)
-        group.start(name)
-    return group.wait_for(
-        f"a contribution of {', '.join(names)}",
-        lambda: all(group.contributes_after(name, number) for name in names),
-    )
-
-
-def _hold(group: Group, victim: str, point: str) -> None:
-    group.hold(victim, point)
-    group.wait_for(f"{victim} to pass {point}", lambda: group.held(victim))
-
-
 def _kill(role: str, point: str) -> Callable[[Group], Line]:
     def run(group: Group) -> Line:
-        victim = _who(group, role)
-        _hold(group, victim, point)
-        number = group.reached
-        group.kill(victim)
-        gap_s = _next_round(group, number)
-        again_s = _come_back(group, victim)
-        return {"gap_s": gap_s, "again_s": again_s, "goal_s": 2.0}
+        victim = steps.who(group, role)
+        steps.hold(group, victim, point)
+        return {**steps.kill_held(group, victim), "goal_s": 2.0}
 
     return run
 
 
 def _kill_all(point: str) -> Callable[[Group], Line]:
     def run(group: Group) -> Line:
-        _hold(group, group.leader, point)
-        number = group.reached
+        steps.hold(group, group.leader, point)
+        number, terms = group.reached, len(group.leaders)
         group.kill(*group.living)
         began_s = time.monotonic()
-        again_s = _come_back(group, *group.names)
-        return {"gap_s": group.first_at[number + 1] - began_s, "again_s": again_s}
+        again_s = steps.come_back(group, *group.names)
+        gap_s = group.first_at[number + 1] - began_s
+        return {"gap_s": gap_s, "again_s": again_s, "said": steps.story(group, number, terms)}
 
     return run
 
@@ -226,8 +216,8 @@ def _kill_two(group: Group) -> Line:
     number = group.reached
     group.release(victims[0])
     group.start(victims[0])
-    gap_s = _next_round(group, number)
-    again_s = _come_back(group, victims[1])
+    gap_s = steps.next_round(group, number)
+    again_s = steps.come_back(group, victims[1])
     return {
         "gap_s": gap_s,
         "again_s": again_s,
@@ -238,31 +228,20 @@ def _kill_two(group: Group) -> Line:
 
 def _pause(role: str) -> Callable[[Group], Line]:
     def run(group: Group) -> Line:
-        victim = _who(group, role)
+        victim = steps.who(group, role)
         group.signal(victim, signal.SIGSTOP)
         began_s, number = time.monotonic(), group.reached
         try:
-            gap_s = _next_round(group, number)
+            gap_s = steps.next_round(group, number)
             group.watch(began_s + PAUSE_S - time.monotonic())
         finally:
             group.signal(victim, signal.SIGCONT)
         went_on = group.reached - number
-        again_s = _level(group, victim)
+        again_s = steps.level(group, victim)
         said = f"{went_on} rounds without it"
         return {"gap_s": gap_s, "again_s": again_s, "said": said, "goal_s": 5.0}
 
     return run
-
-
-def _level(group: Group, *names: str) -> float:
-    """Seconds until all nodes have what the first one has now, and some contribute again."""
-    number = group.reached
-    return group.wait_for(
-        "all to be level",
-        lambda: (
-            group.all_at(number) and all(group.contributes_after(name, number) for name in names)
-        ),
-    )
 
 
 # --- disks ---------------------------------------------------------------------------------------
@@ -272,10 +251,10 @@ def _wipe(group: Group) -> Line:
     victim = group.followers[0]
     group.kill(victim)
     number = group.reached
-    gap_s = _next_round(group, number)
+    gap_s = steps.next_round(group, number)
     shutil.rmtree(group.disk(victim))
     newcomer = contact.successor(victim, group.names)
-    again_s = _come_back(group, newcomer)
+    again_s = steps.come_back(group, newcomer)
     group.names.remove(victim)
     kept = Folder(group.disk(newcomer) / "checkpoints", toy.EXPERIMENT, newcomer)
     restored = kept.newest(victim, kinds=(Kind.REMOTE,))
@@ -287,7 +266,7 @@ def _wipe(group: Group) -> Line:
 
 def _disk_full(role: str) -> Callable[[Group], Line]:
     def run(group: Group) -> Line:
-        victim = _who(group, role)
+        victim = steps.who(group, role)
         disk = group.disk(victim)
         group.kill(victim)
         kept = disk.with_name(f"{victim}.kept")
@@ -298,16 +277,16 @@ def _disk_full(role: str) -> Callable[[Group], Line]:
         )
         try:
             shutil.copytree(kept, disk, dirs_exist_ok=True)
-            _come_back(group, victim)
+            steps.come_back(group, victim)
             if role == "leader":
                 _make_leader(group, victim)
             ballast = disk / "ballast"
             _fill(ballast)
             group.wait_for(f"the end of {victim}", lambda: group.exit_code(victim) is not None)
             code = group.exit_code(victim)
-            gap_s = _next_round(group, group.reached)
+            gap_s = steps.next_round(group, group.reached)
             ballast.unlink()
-            again_s = _come_back(group, victim)
+            again_s = steps.come_back(group, victim)
             group.kill(victim)
             shutil.rmtree(kept)
             shutil.copytree(disk, kept)
@@ -315,7 +294,7 @@ def _disk_full(role: str) -> Callable[[Group], Line]:
             subprocess.run(["umount", str(disk)], check=True)
         disk.rmdir()
         kept.rename(disk)
-        _come_back(group, victim)
+        steps.come_back(group, victim)
         said = f"it ends with exit code {code}"
         return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": code == 0}
 
@@ -328,7 +307,7 @@ def _make_leader(group: Group, name: str) -> None:
         fallen = group.leader
         group.kill(fallen)
         group.wait_for("another leader", lambda fallen=fallen: group.leader != fallen)  # type: ignore[misc]
-        _come_back(group, fallen)
+        steps.come_back(group, fallen)
 
 
 def _fill(path: Any) -> None:
@@ -354,7 +333,7 @@ def _part(
         began_s, number = time.monotonic(), group.reached
         line: Line = {}
         if not even:
-            line = {"gap_s": _next_round(group, number + 1), "goal_s": 5.0}
+            line = {"gap_s": steps.next_round(group, number + 1), "goal_s": 5.0}
         group.watch(began_s + PARTED_S - time.monotonic())
         small = min(parts, key=len)
         went_on = group.reached - number
@@ -362,8 +341,8 @@ def _part(
         group.network.heal()
         healed = group.reached
         if even:
-            line = {"gap_s": _next_round(group, healed), "goal_s": 5.0}
-        line["again_s"] = _level(group, *group.names)
+            line = {"gap_s": steps.next_round(group, healed), "goal_s": 5.0}
+        line["again_s"] = steps.level(group, *group.names)
         line["said"] = f"{went_on} rounds meanwhile, {behind} of them at the smaller side"
         line["wrong"] = behind > 1 or (even and went_on > 1)  # one may have been decided before
         return line
@@ -377,11 +356,11 @@ def _deaf(who: Callable[[Group], dict[str, list[str]]]) -> Callable[[Group], Lin
         for name, others in who(group).items():
             group.network.deafen(name, others)
         began_s, number = time.monotonic(), group.reached
-        gap_s = _next_round(group, number + 1)
+        gap_s = steps.next_round(group, number + 1)
         group.watch(began_s + PARTED_S - time.monotonic())
         went_on = group.reached - number
         group.network.heal()
-        again_s = _level(group, *group.names)
+        again_s = steps.level(group, *group.names)
         said = f"{went_on} rounds meanwhile"
         return {"gap_s": gap_s, "again_s": again_s, "said": said, "goal_s": 5.0}
 
@@ -392,11 +371,11 @@ def _loss(group: Group) -> Line:
     assert group.network is not None
     number, terms = group.reached, len(group.leaders)
     group.network.lose(LOSS_PERCENT)
-    gap_s = _next_round(group, number)
+    gap_s = steps.next_round(group, number)
     group.watch(LOSS_S)
     went_on, elections = group.reached - number, len(group.leaders) - terms
     group.network.heal()
-    again_s = _level(group, *group.names)
+    again_s = steps.level(group, *group.names)
     said = f"{went_on} rounds meanwhile, {elections} elections"
     return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": went_on < 2}
 
@@ -414,12 +393,12 @@ def _step_clock(who: Callable[[Group], Sequence[str]], seconds: int) -> Callable
         number = group.reached
         for name in victims:
             group.step_clock(name, seconds)
-        gap_s = _next_round(group, number)
+        gap_s = steps.next_round(group, number)
         group.wait_for("ten rounds of all", lambda: group.all_at(number + 10))
         elections = len(group.leaders) - terms
         for name in victims:
             group.step_clock(name, 0)
-        again_s = _level(group, *group.names)
+        again_s = steps.level(group, *group.names)
         return {
             "gap_s": gap_s,
             "again_s": again_s,
@@ -434,36 +413,68 @@ def _step_clock(who: Callable[[Group], Sequence[str]], seconds: int) -> Callable
 def _lie(kind: str) -> Callable[[Group], Line]:
     def run(group: Group) -> Line:
         liar = group.names[-1]
-        group.kill(liar)
-        number = group.reached
-        gap_s = _next_round(group, number)
-        number, before = group.reached, group.memory_bytes()
-        done = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "campaigns.peers.hostile", "--kind", kind),
-                *("--members", str(group.folder / "members")),
-                *("--identity", str(group.disk(liar) / "identity")),
-                *("--frames", str(group.frames(liar)), "--seconds", str(HOSTILE_S)),
-            ],
-            stdout=subprocess.PIPE,
+        line, told = _harass(
+            group,
+            *("campaigns.peers.hostile", "--kind", kind, "--frames", str(group.frames(liar))),
+            *("--identity", str(group.disk(liar) / "identity")),
         )
-        try:
-            group.wait_for("the end of the nonsense", lambda: done.poll() is not None)
-        finally:
-            done.kill()
-        told = json.loads(done.communicate()[0])
-        went_on = group.reached - number
-        grown = max(after - before[name] for name, after in group.memory_bytes().items())
-        again_s = _come_back(group, liar)
-        said = (
+        line["said"] = (
             f"{told['frames']} frames on {told['connections']} connections, "
-            f"{told['cut_off']} of which were cut off; {went_on} rounds meanwhile; "
-            f"at most {max(grown, 0) / 2**20:.0f} MiB more memory"
+            f"{told['cut_off']} of which were cut off; {line['said']}"
         )
-        wrong = went_on < 2 or grown > MEMORY_GROWTH_MAX
-        return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": wrong}
+        return line
 
     return run
+
+
+def _foreign(group: Group) -> Line:
+    liar, before = group.names[-1], _refusals(group)
+    line, told = _harass(
+        group, *("campaigns.peers.foreign", "--name", liar, "--address", group.address(liar))
+    )
+    taken = _refusals(group) - before  # what it sends is nonsense: had it come in, it were refused
+    line["said"] = (
+        f"{told['connections']} connections under a member's name, of which {taken} frames came "
+        f"in; {told['heard']} requests to it in that member's place; {line['said']}"
+    )
+    line["wrong"] |= taken > 0 or told["heard"] > 0 or told["connections"] == 0
+    return line
+
+
+def _refusals(group: Group) -> int:
+    """Frames that nodes have told to be none."""
+    group.look()
+    return sum(view.notices.count("refused") for view in group.views.values())
+
+
+def _harass(group: Group, program: str, *arguments: str) -> tuple[Line, dict[str, int]]:
+    """Run a program in the last member's place; what becomes of the others, and what it says."""
+    liar = group.names[-1]
+    group.kill(liar)
+    number = group.reached
+    gap_s = steps.next_round(group, number)
+    number, before = group.reached, group.memory_bytes()
+    done = subprocess.Popen(
+        [
+            *(sys.executable, "-m", program, *arguments),
+            *("--members", str(group.folder / "members"), "--seconds", str(HOSTILE_S)),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        group.wait_for("the end of the nonsense", lambda: done.poll() is not None)
+    finally:
+        done.kill()
+    told: dict[str, int] = json.loads(done.communicate()[0])
+    went_on = group.reached - number
+    grown = max(after - before[name] for name, after in group.memory_bytes().items())
+    line: Line = {
+        "gap_s": gap_s,
+        "again_s": steps.come_back(group, liar),
+        "said": f"{went_on} rounds meanwhile; at most {max(grown, 0) / 2**20:.0f} MiB more memory",
+        "wrong": went_on < 2 or grown > MEMORY_GROWTH_MAX,
+    }
+    return line, told
 
 
 def _knock(group: Group) -> Line:
@@ -478,14 +489,14 @@ def _knock(group: Group) -> Line:
             if count % KNOCKS_TOGETHER == 0:
                 most = max(most, group.descriptors()[victim])
                 group.look()
-        gap_s = _next_round(group, group.reached)
+        gap_s = steps.next_round(group, group.reached)
         most = max(most, group.descriptors()[victim])
         grown = group.memory_bytes()[victim] - memory
     finally:
         for connection in opened:
             connection.close()
     went_on, elections = group.reached - number, len(group.leaders) - terms
-    again_s = _level(group, *group.names)
+    again_s = steps.level(group, *group.names)
     said = (
         f"{went_on} rounds meanwhile, {elections} elections; at most {most} descriptors and "
         f"{max(grown, 0) / 2**20:.0f} MiB more memory"

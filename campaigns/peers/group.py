@@ -182,6 +182,12 @@ class Group:
         for name in names:
             _end(self._processes[name])
 
+    def retire(self, name: str) -> None:
+        """Kill a node that will not come back: nobody expects anything of it."""
+        self.kill(name)
+        self.names.remove(name)
+        (self.folder / "members" / name).unlink()
+
     def signal(self, name: str, number: signal.Signals) -> None:
         self._processes[name].send_signal(number)
 

@@ -15,7 +15,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,36 +202,53 @@ def half_a_handshake(address: str) -> socket.socket:
     return connection
 
 
+def contacts(members: Path, *, without: str) -> dict[str, Contact]:
+    """Of the members that are listed in a folder, but one."""
+    found = {}
+    for path in sorted(members.iterdir()):
+        document = json.loads(path.read_text())
+        if path.name != without:
+            found[path.name] = contact.of(Member(document["node"], document["contact"]))
+    return found
+
+
+async def harass_all(
+    victims: Mapping[str, Contact],
+    own: MemberIdentity,
+    kind: str,
+    said: Sequence[bytes],
+    until_s: float,
+) -> dict[str, int]:
+    """Harass all of them together; the sum of what has come of it."""
+    counts = await asyncio.gather(
+        *(
+            harass(name, victim, own, KINDS[kind](random.Random(name), said), until_s)
+            for name, victim in victims.items()
+        )
+    )
+    return {
+        "frames": sum(count.frames for count in counts),
+        "connections": sum(count.connections for count in counts),
+        "cut_off": sum(count.cut_off for count in counts),
+    }
+
+
 async def run(options: argparse.Namespace) -> dict[str, int]:
     """Harass all members but the one whose identity is used."""
     own = MemberIdentity(
         *((options.identity / each).read_bytes() for each in ("member.crt", "member.key"))
     )
-    named = member_identity.name_of(own.certificate)
-    victims = {}
-    for path in sorted(options.members.iterdir()):
-        document = json.loads(path.read_text())
-        if path.name != named:
-            victims[path.name] = contact.of(Member(document["node"], document["contact"]))
+    victims = contacts(options.members, without=member_identity.name_of(own.certificate))
     said = list(_frames(options.frames.read_bytes())) if options.frames else [b"[]"]
     open_ones = []
     if options.kind == "truncated":
         for victim in victims.values():
             open_ones += [half_a_handshake(victim.address) for _ in range(HALF_HANDSHAKES)]
     until_s = time.monotonic() + options.seconds
-    counts = await asyncio.gather(
-        *(
-            harass(name, victim, own, KINDS[options.kind](random.Random(name), said), until_s)
-            for name, victim in victims.items()
-        )
-    )
+    told = await harass_all(victims, own, options.kind, said, until_s)
     for connection in open_ones:
         connection.close()
-    return {
-        "frames": sum(count.frames for count in counts),
-        "connections": sum(count.connections for count in counts),
-        "cut_off": sum(count.cut_off for count in counts),
-    }
+    return told
 
 
 def _frames(content: bytes) -> Iterator[bytes]:

@@ -131,6 +131,8 @@ async def be_a_node(options: argparse.Namespace) -> int:
         pace=Pace(
             straggler_floor_s=options.straggler_floor_s,
             straggler_cap_s=options.straggler_cap_s,
+            stall_s=options.stall_s,
+            evict_after_rounds=options.evict_after_rounds,
             topology=Topology(options.topology),
             piece_bytes=PIECE_BYTES,
         ),
@@ -199,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-s", type=float, required=True)
     parser.add_argument("--straggler-floor-s", type=float, default=0.5)
     parser.add_argument("--straggler-cap-s", type=float, default=60.0)
+    parser.add_argument("--stall-s", type=float, default=Pace().stall_s)
+    parser.add_argument("--evict-after-rounds", type=int, default=0, help="0: never")
     parser.add_argument("--topology", choices=list(Topology), default=Topology.FULL)
     parser.add_argument("--together", action="store_true", help="no round without one of them")
     parser.add_argument("--remote-interval", type=int, default=5)

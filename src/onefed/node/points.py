@@ -23,11 +23,13 @@ from onefed.peer.interface import (
     Reduce,
     Reduced,
     Send,
+    Train,
     Trained,
 )
 from onefed.peer.messages import Ack, Ballot, Data, Heartbeat, Plan, Shard, Slice
 
 POINTS: Mapping[str, str] = {
+    "training": "the app trains; there is no update yet",
     "trained": "the update is in memory; nobody was told",
     "planning": "leader: the plan is made; it was said to nobody",
     "planned": "leader: the plan was said to one; not to the others",
@@ -104,6 +106,8 @@ class Points:
                 await self._once("sliced", number)
             case Send(message=Data(Shard(round_number=number))):
                 await self._once("sharded", number)
+            case Train(round_number=number):
+                await self._pass("training", number)
             case Install(entry):
                 await self._pass("installed", entry.round_number)
             case _:

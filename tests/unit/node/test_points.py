@@ -15,7 +15,10 @@ from onefed.node.points import FOLLOWERS_ONLY, LEADERS_ONLY, POINTS
 
 FOUR = ("node-0", "node-1", "node-2", "node-3")
 
-ORDER = ("trained", "sliced", "sharded", "assembled", "accepted", "committing", "committed")
+ORDER = (
+    *("training", "trained", "sliced", "sharded", "assembled", "accepted"),
+    *("committing", "committed"),
+)
 """Of what each node does, whatever its role."""
 
 
