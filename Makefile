@@ -35,7 +35,7 @@ integration: setup ## run the tests that start many real Flower processes
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'flower and not main_job'
 
 peer: setup ## run the tests of groups without a coordinator; two minutes of faults by chance
-	$(BIN)/pytest tests/integration/test_peer.py tests/integration/test_peer_machines.py tests/integration/test_peer_recovery.py -m peer -n 2 --dist worksteal
+	$(BIN)/pytest tests/integration/test_peer*.py -m peer -n 2 --dist worksteal
 	$(BIN)/python -m campaigns.peer_faults --soak --seed $$(date +%s) --minutes 2 --results build/peer_faults.jsonl
 
 proofs: setup ## attack the checkpoints: failing disks, power cuts, damage, 2,000 histories

@@ -5,6 +5,7 @@ The app is a toy, so that processes are up at once; everything else is the produ
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,9 +124,33 @@ def test_every_second_round_is_on_the_disks_of_two_others_bit_by_bit(group: Grou
             for name in keepers(group, owner, number):
                 remote = checkpoints(group, name).read(owner, number, Kind.REMOTE)
                 assert (remote.digest, remote.about.base) == (local.digest, local.about.base)
+                assert remote.about.base, "it can travel as a difference from that model"
         others = [name for name in group.founders if name != owner]
         kept = {n for name in others for n in checkpoints(group, name).rounds(owner, Kind.REMOTE)}
         assert {number % INTERVAL for number in kept} == {0}
+
+
+def test_a_node_whose_checkpoints_are_deleted_gets_back_what_others_keep() -> None:
+    """Scenario A5 to the letter: it has its journal, and so its name. ``test_peer`` has a node that
+    lost all of its disk."""
+    with Group(nodes=3, options=("--remote-interval", str(INTERVAL), "--keep", "0")) as group:
+        victim = group.followers[0]
+        group.wait_for("others to keep it", lambda: len(keepers(group, victim, 4)) == 2)
+        group.kill(victim)
+        own = checkpoints(group, victim)
+        were = {n: own.read(victim, n, Kind.LOCAL) for n in own.rounds(victim, Kind.LOCAL)}
+        shutil.rmtree(group.disk(victim) / "checkpoints")
+        group.start(victim, "--rejoin", victim)
+        view, number = group.views[victim], group.reached
+        group.wait_for("its rejoin", lambda: view.rejoined)
+
+        assert view.rejoined == ["True"]
+        [restored] = own.rounds(victim, Kind.REMOTE)
+        assert restored >= 4, "the newest that others have"
+        assert own.read(victim, restored, Kind.REMOTE).digest == were[restored].digest
+        group.wait_for("its updates", lambda: group.contributes_after(victim, number))
+        group.require_nobody_died()
+        group.require_reference()
 
 
 def test_a_node_that_nobody_keeps_anything_of_starts_afresh_and_catches_up(group: Group) -> None:

@@ -83,3 +83,13 @@ def test_shell_scripts_parse() -> None:
     for script in ("scripts/setup", "scripts/pin"):
         subprocess.run(["sh", "-n", ROOT / script], check=True)
     subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=True)
+
+
+def test_every_scenario_of_recovery_has_a_test_that_is_there() -> None:
+    page = (ROOT / "docs/protocol.md").read_text()
+    table = page.partition("### Scenarios of recovery")[2].partition("###")[0]
+    assert set(re.findall(r"^\| (A\d+) \|", table, re.MULTILINE)) == {
+        f"A{number}" for number in range(1, 12)
+    }
+    for name, test in re.findall(r"`(test_\w+\.py)::(test_\w+)`", table):
+        assert f"def {test}(" in (ROOT / "tests/integration" / name).read_text(), test
