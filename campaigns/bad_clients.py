@@ -57,12 +57,18 @@ def _with_bad(kind: malformed.Kind) -> dict[str, Node]:
     return {**honest, str(FEW): malformed.Bad(honest[str(FEW)], kind.spoil)}
 
 
-def under_ours(kind: malformed.Kind) -> tuple[Outcome, Outcome]:
-    """What comes of one kind under our FedAvg; and the run that it must equal."""
+def under_ours(kind: malformed.Kind, *, packed: bool = False) -> tuple[Outcome, Outcome]:
+    """What comes of one kind under our FedAvg; and the run that it must equal.
+
+    Args:
+        packed: whether replies come as small ones of our nodes do, in one object.
+    """
     model, rule = _start(), federations.rule_of_ours("FedAvg", 0)
-    clean = _nodes(FEW if kind.costs else FEW + 1)
+    clean, spoilt = _nodes(FEW if kind.costs else FEW + 1), _with_bad(kind)
+    if packed:
+        spoilt = {key: malformed.packed(node) for key, node in spoilt.items()}
     return (
-        federations.ours(_with_bad(kind), rule, model, rounds=2, quorum=FEW),
+        federations.ours(spoilt, rule, model, rounds=2, quorum=FEW),
         federations.ours(clean, rule, model, rounds=2, quorum=FEW),
     )
 
@@ -96,6 +102,7 @@ def malformed_table() -> tuple[list[str], int]:
     for kind in malformed.KINDS:
         (ours, expected), stock = under_ours(kind), under_stock(kind)
         found = complaints(kind, ours, expected)
+        found += [f"packed: {each}" for each in complaints(kind, *under_ours(kind, packed=True))]
         broken += bool(found)
         became = "; ".join(found) or ("loses its round" if kind.costs else "counts as honest")
         event = ours.failures[0] if ours.failures else None
@@ -170,7 +177,9 @@ def page(malformed_rows: Sequence[str], attack_rows: Sequence[str]) -> Iterator[
     yield "2 rounds; FedAvg, the built-in app.\n"
     yield '"Loses its round" means: the round is committed, the final model has the digest of a '
     yield "run without that client, and a `client_failure` event names it.\n"
-    yield '"Counts as honest" means: the digest of the run with an honest client in its place.\n\n'
+    yield '"Counts as honest" means: the digest of the run with an honest client in its place.\n'
+    yield "Every row holds for replies as Flower sends them, and for packed ones, which our own "
+    yield "nodes send (`onefed.flower.packing`): written to bytes, and read again.\n\n"
     yield "\n".join(malformed_rows)
     yield f"\n\n## Attacks\n\nn = {CLIENTS} clients with equal shares of the digits, "
     yield f"f = {HOSTILE} of which collude, {ROUNDS} rounds.\n"

@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from onefed.flower import packing
 from onefed.flower.virtual import Node
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -48,6 +49,24 @@ class Bad:
         sent = self._spoil(self, message, reply)
         self.before = message
         return sent
+
+
+def packed(node: Node) -> Node:
+    """The same node; its replies come as bytes in one object. What cannot be read is an error."""
+
+    def travelled(reply: Message) -> Message:
+        one = packing.pack(reply)
+        if not isinstance(one, packing.Packed):
+            return reply  # it is an error
+        return packing.inflate("reply", {"reply": one.deflate()})
+
+    def behave(message: Message) -> Message | Sequence[Message] | None:
+        came = node(message)
+        if came is None or isinstance(came, Message):
+            return came and travelled(came)
+        return [travelled(each) for each in came]
+
+    return behave
 
 
 def _arrays(change: Callable[[dict[str, NDArray[Any]]], Arrays]) -> Spoil:

@@ -33,9 +33,12 @@ def test_there_are_twenty_kinds_and_more() -> None:
     assert len({kind.name for kind in malformed.KINDS}) >= 20
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("kind", malformed.KINDS, ids=lambda kind: kind.name)
-def test_a_malformed_reply_costs_its_client_and_nobody_else(kind: malformed.Kind) -> None:
-    ours, expected = bad_clients.under_ours(kind)
+def test_a_malformed_reply_costs_its_client_and_nobody_else(
+    kind: malformed.Kind, packed: bool
+) -> None:
+    ours, expected = bad_clients.under_ours(kind, packed=packed)
 
     assert bad_clients.complaints(kind, ours, expected) == []
     assert all(failure.reason for failure in ours.failures)
