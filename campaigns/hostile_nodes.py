@@ -9,6 +9,7 @@ the row then says what it needs.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 import tempfile
 import time
@@ -32,11 +33,15 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullTaskInputRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    add_header_to_object_body,
+    get_object_body,
+)
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from campaigns import refused
-from onefed.flower import adapter, adapter_fleet, adapter_grid, adapter_runtime, bundle
+from onefed.flower import adapter, adapter_fleet, adapter_grid, adapter_runtime, bundle, packing
 
 WINDOW_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 """Flower takes a signature for five minutes, and five seconds for clocks that differ."""
@@ -189,6 +194,24 @@ def answer_to(instruction: adapter_fleet.Instruction, text: str) -> adapter_flee
     )
 
 
+def packed_answer(
+    instruction: adapter_fleet.Instruction, text: str, cut_bytes: int = 0
+) -> adapter_fleet.Answer:
+    """The same in one object, as our nodes make small ones; its records may be cut off."""
+    message = adapter_fleet.message_from_proto(ProtoMessage.FromString(instruction.message))
+    content = RecordDict({"c": ConfigRecord({"text": text})})
+    one = packing.pack(Message(content, reply_to=message))
+    answer = adapter_fleet._pack(one, None)
+    if not cut_bytes:
+        return answer
+    [whole] = answer.objects.values()
+    cut = add_header_to_object_body(get_object_body(whole, Message)[:-cut_bytes], one)
+    proto = ProtoMessage.FromString(answer.message)
+    name = proto.metadata.message_id = hashlib.sha256(cut).hexdigest()
+    tree = ObjectTree(object_id=name).SerializeToString()
+    return adapter_fleet.Answer(proto.SerializeToString(), tree, {name: cut})
+
+
 def wanted(announced: httpx.Response) -> list[tuple[str, str]]:
     """Parts that the SuperLink wants of a reply, each with its session."""
     if announced.status_code != httpx.codes.OK:
@@ -214,6 +237,7 @@ def _table(coordinator: refused.Coordinator, one: Peer, other: Peer, run: Run) -
         _registered_twice(coordinator, one),
         *_in_anothers_name(one, other, run),
         *_parts(one, run),
+        *_packed(one, run),
         *_bytes(one),
     ]
     grown = coordinator.memory_bytes() - before
@@ -309,6 +333,15 @@ def _parts(peer: Peer, run: Run) -> Iterator[Tried]:
         yield Tried(KEYED, what, words, not taken)
     said = run.reply(message)
     yield Tried("the ServerApp", "is given such a reply", said or "no", not said)
+
+
+def _packed(peer: Peer, run: Run) -> Iterator[Tried]:
+    for what, cut_bytes in (("in one object", 0), ("in one object that is cut off", 9)):
+        message = run.ask(peer)
+        peer.deliver(run.id, packed_answer(peer.take(), "honest", cut_bytes))
+        said = run.reply(message)
+        right = said.startswith("error") if cut_bytes else said == "honest"
+        yield Tried(KEYED, f"a reply {what}", said or "nothing", right)
 
 
 def _bytes(peer: Peer) -> Iterator[Tried]:

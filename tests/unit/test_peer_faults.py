@@ -35,6 +35,7 @@ def test_each_role_is_killed_at_each_stage_and_names_are_unique() -> None:
     for point in POINTS:
         assert (f"kill -9 of the leader: {point}" in names) == (point not in FOLLOWERS_ONLY)
         assert (f"kill -9 of the follower: {point}" in names) == (point not in LEADERS_ONLY)
+        assert (f"kill -9 of a joining node: {point}" in names) == (point not in LEADERS_ONLY)
     assert {cell.world for cell in cells.matrix()} == set(cells.WORLDS)
 
 
