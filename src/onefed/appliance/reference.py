@@ -176,7 +176,8 @@ The members let in every peer that OneGate names in their own service, and nobod
 
 Across sites there is no OneGate in common: `FL_PEERS` lists all peers, the same at each of them, \
 and OneGate is not asked.
-A peer that has an `FL_PEER_NAME` and no list says its entry in the error of PE-09: copy those of \
+A peer that has an `FL_PEER_NAME` and no list says its entry in the error of PE-09 \
+(`peers_not_found`): copy those of \
 all sites into the list, with the addresses at which others reach them, and boot again.
 The first `FL_PEER_FOUNDERS` of the list found the group; who is added at its end joins, once all \
 sites have booted with the new list.

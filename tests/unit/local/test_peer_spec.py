@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from onefed.checkpoint import files
+from onefed.checkpoint import files, life_lock
 from onefed.errors import NotFoundError, OnefedError
+from onefed.local import peer_group
 from onefed.local.peer_spec import PeerSpec, free_addresses, group
 
 SPEC = PeerSpec(
@@ -49,7 +50,17 @@ def test_nodes_that_have_said_nothing_yet_are_left_out(tmp_path: Path) -> None:
         files.make_folder(place.node(name))
     files.write_json(place.node("node-1") / "state.json", {"state": "training"})
 
-    assert place.states() == {"node-1": {"state": "training"}}
+    assert place.states() == {"node-1": {"state": "training", "lives": False}}
+
+
+def test_a_node_lives_while_it_holds_its_lock_whatever_its_process_is(tmp_path: Path) -> None:
+    place = group(tmp_path, "demo")
+    place.write(SPEC, b"app")
+    files.make_folder(place.node("node-1"))
+    files.write_json(place.node("node-1") / "state.json", {"state": "training", "pid": 1})
+    with life_lock.hold(place.life_lock("node-1")):
+        assert peer_group.is_alive(place.states()["node-1"])
+    assert not peer_group.is_alive(place.states()["node-1"])
 
 
 def test_addresses_are_all_different() -> None:
