@@ -25,6 +25,7 @@ import numpy as np
 from onefed import aggregate, failpoints
 from onefed.arrays import Arrays
 from onefed.checkpoint import files
+from onefed.errors import StorageError
 from onefed.node import Node, Pace, World
 from onefed.node.checkpoints import rejoin
 from onefed.node.content import client_key
@@ -176,7 +177,7 @@ async def _keep_following(node: Node, members: Path) -> None:
 def _follow(node: Node, members: Path, *, only: set[str] | None = None) -> None:
     for name in files.names_in(members):
         if only is None or name in only:
-            with contextlib.suppress(KeyError, TypeError):
+            with contextlib.suppress(KeyError, TypeError, StorageError):  # it was struck off
                 document = files.read_json(members / name)
                 node.connect(Member(str(document["node"]), str(document["contact"])))  # type: ignore[index,call-overload]
 
