@@ -249,6 +249,7 @@ def _pause(role: str) -> Callable[[Group], Line]:
 
 def _wipe(group: Group) -> Line:
     victim = group.followers[0]
+    group.wait_for("others to keep something of it", lambda: _is_kept(group, victim))
     group.kill(victim)
     number = group.reached
     gap_s = steps.next_round(group, number)
@@ -262,6 +263,16 @@ def _wipe(group: Group) -> Line:
         "nothing" if restored is None else f"round {restored.about.round_number} of {number}"
     )
     return {"gap_s": gap_s, "again_s": again_s, "said": said, "wrong": restored is None}
+
+
+def _is_kept(group: Group, owner: str) -> bool:
+    """Whether a node's checkpoint is on the disks of two others."""
+    folders = [
+        Folder(group.disk(name) / "checkpoints", toy.EXPERIMENT, name)
+        for name in group.living
+        if name != owner
+    ]
+    return sum(bool(folder.rounds(owner, Kind.REMOTE)) for folder in folders) >= 2
 
 
 def _disk_full(role: str) -> Callable[[Group], Line]:
