@@ -112,7 +112,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # processes are ended on the way
     options = _options()
     if options.table:
-        PAGE.write_text(table.page(Results(options.results).lines, cells_total=len(cells.matrix())))
+        names = [cell.what for cell in cells.matrix()]
+        PAGE.write_text(table.page(Results(options.results).lines, cells=names))
         return
     net.enter("-m", "campaigns.peer_faults", *sys.argv[1:])
     found = Results(options.results)

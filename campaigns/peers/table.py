@@ -90,15 +90,16 @@ def is_good(line: Line) -> bool:
     return line["outcome"] == "went on" and line["equal"] and not line.get("wrong", False)
 
 
-def page(lines: Sequence[Line], *, cells_total: int) -> str:
-    """The page, with the newest result of each cell and of each soak."""
-    found = {line["cell"]: line for line in lines if "cell" in line}
+def page(lines: Sequence[Line], *, cells: Sequence[str]) -> str:
+    """The page, with the newest result of each of the ``cells``, in their order, and the soaks."""
+    newest = {line["cell"]: line for line in lines if "cell" in line}
+    found = {cell: newest[cell] for cell in cells if cell in newest}
     soaks = [line for line in lines if "soak" in line]
     parts = [HEAD]
     if found:
         good = sum(is_good(line) for line in found.values())
         parts.append(
-            f"## Cells\n\nOf the table's {cells_total} cells {len(found)} were run, and {good} are "
+            f"## Cells\n\nOf the table's {len(cells)} cells {len(found)} were run, and {good} are "
             f"good.\n{_goals(list(found.values()))}\n"
         )
         rows = [_row(line) for line in found.values()]
