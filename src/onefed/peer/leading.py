@@ -29,6 +29,9 @@ STAR_ROUNDS_MAX = 32
 """After an attempt of live nodes that did not get on, some of them cannot reach each other, and a
 link that is cut without a word would cost every round ``stall_s``. So the next rounds do it, too,
 twice as many after each stall, up to these."""
+CATCH_UP_ROUNDS = 3
+"""A live node that was behind at so many commits in a row is waited for: with each of them it
+begins to fetch another model, and where that takes longer than a round it would never be level."""
 NO_PROGRESS = "no progress"
 
 
@@ -70,6 +73,7 @@ def resign(state: State) -> None:
 def next_round(state: State) -> None:
     """The round is committed; nothing of its attempts is of use."""
     lead = _lead(state)
+    _count_behind(state, lead)
     lead.adopt = None
     lead.tries = 0
     if lead.stars:
@@ -80,6 +84,28 @@ def next_round(state: State) -> None:
     lead.ready_s.clear()
     lead.round_started_s = state.now_s
     state.beat_due = True
+
+
+def _count_behind(state: State, lead: Lead) -> None:
+    """After a commit: who lacks the model before it, though it lives."""
+    for node in (*state.voters, *lead.learners):
+        ack = lead.acks.get(node)
+        if ack is None or not state.is_live(node) or _is_level(state, ack):
+            lead.behind.pop(node, None)
+            lead.patience.pop(node, None)
+            continue
+        count = lead.behind[node] = lead.behind.get(node, 0) + 1
+        if count > lead.patience.get(node, CATCH_UP_ROUNDS):
+            lead.patience[node] = 2 * count
+
+
+def _is_level(state: State, ack: Ack) -> bool:
+    return ack.installed >= state.commit.round_number - 1
+
+
+def _is_waited_for(lead: Lead, node: NodeId) -> bool:
+    """Whether a round is held for a node that is behind for long."""
+    return lead.behind.get(node, 0) >= lead.patience.get(node, CATCH_UP_ROUNDS)
 
 
 def on_heartbeat(state: State, sender: NodeId, message: Heartbeat) -> None:
@@ -405,6 +431,8 @@ def _deadline(state: State, lead: Lead, behind: list[NodeId]) -> float:
     """Until when the round waits for those that are not ready."""
     settings = state.settings
     started_s = lead.round_started_s
+    if any(_is_waited_for(lead, node) for node in behind):
+        return started_s + settings.straggler_cap_s
     if not any(_is_caught_up(state, lead, node) for node in behind):
         return started_s + settings.catch_up_grace_s
     wait_s = settings.straggler_cap_s

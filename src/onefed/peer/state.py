@@ -79,6 +79,10 @@ class Lead:
     joining: dict[NodeId, Member] = field(default_factory=dict)
     """Those of them that want a vote."""
     leaving: set[NodeId] = field(default_factory=set)
+    behind: dict[NodeId, int] = field(default_factory=dict)
+    """At how many commits in a row a live node lacked the model before."""
+    patience: dict[NodeId, int] = field(default_factory=dict)
+    """At how many of them the next round is held for it; doubled each time that was in vain."""
     absent: dict[NodeId, int] = field(default_factory=dict)
     """At how many commits in a row a voter was silent."""
 
