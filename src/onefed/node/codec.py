@@ -89,7 +89,7 @@ def _decoded(content: bytes, hint: Any) -> Any:
 def rosters(message: Message) -> Iterator[Roster]:
     """Every roster that a message, not an envelope, speaks of."""
     proposal = getattr(message, "proposal", None)
-    entries = (getattr(message, name, None) for name in ("commit", "accepted", "held"))
+    entries = (getattr(message, name, None) for name in ("commit", "accepted"))
     for each in (*entries, proposal, getattr(proposal, "entry", None)):
         if isinstance(each, Entry | Plan):
             yield each.roster

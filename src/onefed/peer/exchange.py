@@ -26,6 +26,7 @@ from onefed.peer.messages import (
     Blob,
     Data,
     Entry,
+    Held,
     Item,
     NodeId,
     Parcel,
@@ -114,19 +115,32 @@ def on_assembled(state: State, event: Assembled) -> None:
     if plan.round_number <= state.commit.round_number:
         repair.install(state)
         return
-    accept(
-        state,
-        Entry(
-            round_number=plan.round_number,
-            root=event.root,
-            size_bytes=event.size_bytes,
-            ballot=plan.ballot,
-            roster=plan.roster,
-            contributors=plan.contributors,
-            owners=plan.owners,
-            evictions=plan.evictions,
-        ),
+    held = Held(plan.ballot, plan.round_number, event.root, event.size_bytes)
+    accept(state, entry_of(plan, held))
+
+
+def entry_of(proposal: Proposal, held: Held) -> Entry:
+    """What is accepted, or has been, by whom, under a proposal."""
+    if isinstance(proposal, Adopt):
+        return replace(proposal.entry, ballot=held.ballot)
+    return Entry(
+        round_number=held.round_number,
+        root=held.root,
+        size_bytes=held.size_bytes,
+        ballot=held.ballot,
+        roster=proposal.roster,
+        contributors=proposal.contributors,
+        owners=proposal.owners,
+        evictions=proposal.evictions,
     )
+
+
+def held(state: State) -> Held | None:
+    """What this node last accepted, as it is told."""
+    entry = state.accepted
+    if entry is None:
+        return None
+    return Held(entry.ballot, entry.round_number, entry.root, entry.size_bytes)
 
 
 def accept(state: State, entry: Entry) -> None:

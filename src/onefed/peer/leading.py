@@ -15,6 +15,7 @@ from onefed.peer.messages import (
     Contribution,
     Entry,
     Heartbeat,
+    Held,
     NodeId,
     Plan,
     Proposal,
@@ -32,6 +33,8 @@ twice as many after each stall, up to these."""
 CATCH_UP_ROUNDS = 3
 """A live node that was behind at so many commits in a row is waited for: with each of them it
 begins to fetch another model, and where that takes longer than a round it would never be level."""
+ACK_WAITS = 2
+"""An ack without news waits for the so-manieth part of ``beat_s``."""
 NO_PROGRESS = "no progress"
 
 
@@ -148,6 +151,27 @@ def on_ack(state: State, sender: NodeId, message: Ack) -> None:
         lead.ready_s.setdefault(sender, state.now_s - lead.round_started_s)
 
 
+def answer(state: State) -> None:
+    """Say what is new at once, and what is not a little later: by then there may be more to say.
+
+    So a round takes two acks of a follower, and not one more for every heartbeat. That a model is
+    installed is no hurry either: what the leader waits for is the update that is made of it.
+    """
+    assert state.leader is not None
+    news = (state.leader, state.term, state.accepted, unreachable(state), state.declined)
+    is_new = news != state.ack_news or state.ready not in (None, state.ack_ready)
+    if state.ack_due and not is_new:
+        state.ack_at_s = min(state.ack_at_s, state.now_s + state.settings.beat_s / ACK_WAITS)
+    if (state.ack_due and is_new) or state.now_s >= state.ack_at_s:
+        state.ack_news, state.ack_ready, state.ack_at_s = news, state.ready, NEVER
+        state.send(state.leader, make_ack(state))
+
+
+def unreachable(state: State) -> tuple[NodeId, ...]:
+    """Whose connection broke, and who was not heard of since."""
+    return tuple(node for node, at_s in state.heard_s.items() if at_s == -NEVER)
+
+
 def make_ack(state: State) -> Ack:
     """All of a follower's state."""
     state.sequence += 1
@@ -157,9 +181,9 @@ def make_ack(state: State) -> Ack:
         sequence=state.sequence,
         installed=state.installed,
         ready=state.ready,
-        held=state.accepted,
+        held=exchange.held(state),
         progress=state.progress,
-        unreachable=tuple(node for node, at_s in state.heard_s.items() if at_s == -NEVER),
+        unreachable=unreachable(state),
         declined=state.declined,
     )
 
@@ -264,22 +288,23 @@ def _decided(state: State, proposal: Proposal) -> Entry | None:
     if state.evicted:
         voters = [node for node in voters if node not in state.evicted]
         decide = state.rules.are_survivors
-    held: dict[str, list[Entry]] = {}
+    roots: dict[str, list[Held]] = {}
     for node in voters:
-        entry = state.accepted if node == state.me else _held(lead, node)
+        held = exchange.held(state) if node == state.me else _held(lead, node)
         if (
-            entry is not None
-            and entry.round_number == proposal.round_number
-            and state.rules.counts(entry.ballot, proposal.ballot)
+            held is not None
+            and held.round_number == proposal.round_number
+            and state.rules.counts(held.ballot, proposal.ballot)
+            and (isinstance(proposal, Plan) or held.root == proposal.entry.root)
         ):
-            held.setdefault(entry.root, []).append(entry)
-    for entries in held.values():
-        if decide(len(entries), len(voters)):
-            return entries[0]
+            roots.setdefault(held.root, []).append(held)
+    for found in roots.values():
+        if decide(len(found), len(voters)):
+            return exchange.entry_of(proposal, found[0])
     return None
 
 
-def _held(lead: Lead, node: NodeId) -> Entry | None:
+def _held(lead: Lead, node: NodeId) -> Held | None:
     ack = lead.acks.get(node)
     return None if ack is None else ack.held
 

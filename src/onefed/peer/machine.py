@@ -193,8 +193,11 @@ class Machine:
                 leading.advance(state)  # what this node has just accepted may be decided
             if state.beat_due:
                 leading.beat(state)
-        elif state.ack_due and state.leader is not None and (state.is_voter or not state.left):
-            state.send(state.leader, leading.make_ack(state))
+            state.ack_at_s = NEVER
+        elif state.leader is not None and (state.is_voter or not state.left):
+            leading.answer(state)
+        else:
+            state.ack_at_s = NEVER
         state.ack_due = False
         if state.asked:
             relay.serve(state)
@@ -207,6 +210,7 @@ class Machine:
             state.repair_at_s,
             state.join_at_s,
             state.stash_at_s,
+            state.ack_at_s,
         )
         out = relay.routed(state) if relay.is_sparse(state) else state.out
         return state.rules.in_order(out)

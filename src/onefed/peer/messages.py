@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 NodeId: TypeAlias = str
 """Name of a node for its whole life; a node that lost its disk comes back with another."""
@@ -246,8 +246,18 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """An accepted entry, as far as its leader does not know it: the rest is in the proposal."""
+
+    ballot: Ballot
+    round_number: int
+    root: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
-    """All a follower's state, for every heartbeat and at once on change."""
+    """All a follower's state: at once where it has news, and soon after every heartbeat."""
 
     term: int
     incarnation: int
@@ -257,7 +267,7 @@ class Ack:
     """Round of the newest model it has installed."""
     ready: Contribution | None
     """Update for the round after ``installed``."""
-    held: Entry | None
+    held: Held | None
     """What it last accepted: bytes and record are on its disk."""
     progress: int
     """Grows with every item or part of one that arrives."""

@@ -190,6 +190,9 @@ class State:
     """Left on purpose: does not ask to join again."""
     asked_to_leave: set[NodeId] = field(default_factory=set)
     ack_due: bool = False
+    ack_news: tuple[object, ...] = ()
+    """To whom the last ack went, and what it said that the leader may wait for."""
+    ack_ready: Contribution | None = None
     beat_due: bool = False
 
     election_at_s: float = NEVER
@@ -197,6 +200,7 @@ class State:
     repair_at_s: float = NEVER
     join_at_s: float = NEVER
     stash_at_s: float = NEVER
+    ack_at_s: float = NEVER
     due_s: float = 0.0
 
     def send(self, to: NodeId, message: Message) -> None:

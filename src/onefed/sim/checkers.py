@@ -14,6 +14,7 @@ from onefed.peer.messages import (
     Digest,
     Entry,
     Heartbeat,
+    Held,
     Message,
     NodeId,
     Parcel,
@@ -216,8 +217,13 @@ class Checkers:
             case Relay(origin, _, _, receivers, inner):
                 for each in receivers if origin == node else ():
                     self.on_send(node, each, inner)
-            case Ack(held=Entry() as held):
-                if held != self.disks[node].accepted:
+            case Ack(held=Held() as held):
+                entry = self.disks[node].accepted
+                if entry is None or (entry.ballot, entry.round_number, entry.root) != (
+                    held.ballot,
+                    held.round_number,
+                    held.root,
+                ):
                     self._break("held", f"{node} says it accepted what is not on its disk")
             case Heartbeat(term, _, proposal):
                 if self.leaders.setdefault(term, node) != node:

@@ -19,6 +19,7 @@ from onefed.peer.messages import (
     Data,
     Entry,
     Heartbeat,
+    Held,
     Hello,
     Item,
     Join,
@@ -133,7 +134,7 @@ def _proposal(proposal: Plan | Adopt | None) -> str:
             )
 
 
-def _entry(entry: Entry) -> str:
+def _entry(entry: Entry | Held) -> str:
     return f"{entry.round_number}:{_short(entry.root)}@{_ballot(entry.ballot)}"
 
 

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from onefed.peer.interface import Action, Drop, Event, Install, Received, Send, Started, Tick
+from onefed.peer.interface import (
+    Action,
+    Drop,
+    Event,
+    Install,
+    Notice,
+    Received,
+    Send,
+    Started,
+    Tick,
+)
 from onefed.peer.interface import Trained as TrainedEvent
+from onefed.peer.leading import ACK_WAITS
 from onefed.peer.machine import Machine
 from onefed.peer.messages import (
+    PROTOCOL_VERSION,
+    Ack,
     Ballot,
     Contribution,
     Data,
     Entry,
     Heartbeat,
+    Hello,
     Item,
     Member,
     Plan,
@@ -21,7 +35,7 @@ from onefed.peer.messages import (
     Want,
     Welcome,
 )
-from onefed.peer.settings import Saved, Settings
+from onefed.peer.settings import Pace, Saved, Settings
 
 NAMES = ("n0", "n1", "n2")
 ROSTER = tuple(Member(name, "") for name in NAMES)
@@ -29,6 +43,7 @@ UPDATES = tuple(Contribution(name, 1, f"d-{name}", 12) for name in NAMES)
 FIRST = Entry(0, "root", 12, Ballot(0, 0), ROSTER, (), ())
 PLAN = Plan(Ballot(1, 1), 1, "root", UPDATES, NAMES, NAMES, ROSTER, "")
 REPAIR_S = 0.5
+BEAT_S = Pace().beat_s
 
 
 class Follower:
@@ -40,6 +55,10 @@ class Follower:
         )
         self._machine = Machine(settings, Saved(FIRST, models=("root",)), jitter=lambda: 0.5)
         self.do(0.0, Started())
+
+    @property
+    def due_s(self) -> float:
+        return self._machine.due_s
 
     def do(self, now_s: float, event: Event) -> list[Action]:
         return self._machine.step(now_s, event)
@@ -102,3 +121,34 @@ def test_nothing_is_asked_for_while_something_comes() -> None:
     assert wanted(follower.do(0.2 + REPAIR_S, Tick())) == []
     follower.beat(0.9)
     assert wanted(follower.do(0.6 + REPAIR_S, Tick())) != []
+
+
+def acks(actions: list[Action]) -> list[Ack]:
+    return [
+        each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Ack)
+    ]
+
+
+def test_news_are_told_at_once_and_a_heartbeat_without_any_is_answered_a_little_later() -> None:
+    follower = Follower()
+    heartbeat = Received("n2", Heartbeat(1, FIRST, None))
+    assert acks(follower.do(0.1, heartbeat))  # it follows somebody now
+
+    assert not acks(follower.do(0.11, heartbeat))
+    late_s = 0.11 + BEAT_S / ACK_WAITS
+    assert follower.due_s == late_s
+    assert acks(follower.do(late_s, Tick()))
+
+    assert not acks(follower.do(0.2, heartbeat))
+    (told,) = acks(follower.do(0.21, TrainedEvent(1, "root", UPDATES[0])))
+    assert told.ready == UPDATES[0]
+    assert not acks(follower.do(0.2 + BEAT_S / ACK_WAITS, Tick()))  # all was told with that
+
+
+def test_a_member_that_speaks_another_version_is_refused_and_told() -> None:
+    follower = Follower()
+    old = Hello(PROTOCOL_VERSION - 1, "test", 1, FIRST)
+    actions = follower.do(0.1, Received("n1", old))
+
+    assert [each.kind for each in actions if isinstance(each, Notice)] == ["refused"]
+    assert not [each for each in actions if isinstance(each, Send)]

@@ -9,7 +9,7 @@ import pytest
 
 from onefed.sim.mutants import MUTANTS
 
-SCHEDULES = 250
+SCHEDULES = 600
 """In which each of them is seen."""
 
 
