@@ -28,7 +28,7 @@ from onefed.node.codec import MESSAGE_BYTES_MAX, encode
 from onefed.node.contact import Contact
 from onefed.node.grpc_transport import CARRY, FRAME_BYTES_MAX, SERVICE, TALK
 from onefed.node.packing import Packer
-from onefed.node.transport import CHUNK_BYTES, encode_chunk
+from onefed.node.transport import CHUNK_BYTES, encode_chunk, header_packer
 from onefed.peer.messages import (
     Ack,
     Ballot,
@@ -57,6 +57,11 @@ Frame = tuple[str, bytes]
 """Stream, and what is sent on it; messages are packed on the way."""
 
 
+def chunk_of(item: Item, total_bytes: int, offset: int, content: bytes) -> bytes:
+    """A chunk that can be read wherever on a stream it comes: it refers to nothing before it."""
+    return encode_chunk(header_packer(), item, total_bytes, offset, memoryview(content))
+
+
 def garbage(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
     """Bytes by chance, JSON that is no message, numbers out of range."""
     texts = (
@@ -79,19 +84,19 @@ def oversized(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
         yield CARRY, bytes(FRAME_BYTES_MAX + chance.randint(1, 2**20))
         item = chance.choice((Slice(1, "node-0", "0" * 64, 0, 1), Shard(1, Ballot(1, 1), 0)))
         total = 2 ** chance.randint(31, 52)
-        yield CARRY, encode_chunk(item, total, 0, memoryview(bytes(CHUNK_BYTES)))
-        yield CARRY, encode_chunk(Blob("0" * 64), total, 0, memoryview(b"x"))
+        yield CARRY, chunk_of(item, total, 0, bytes(CHUNK_BYTES))
+        yield CARRY, chunk_of(Blob("0" * 64), total, 0, b"x")
 
 
 def truncated(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
     """Messages and chunks that end too early."""
-    chunk = encode_chunk(Slice(1, "node-0", "0" * 64, 0, 4), 1000, 0, memoryview(bytes(1000)))
+    chunk = chunk_of(Slice(1, "node-0", "0" * 64, 0, 4), 1000, 0, bytes(1000))
     while True:
         whole = chance.choice(said)
         cut = whole[: chance.randrange(len(whole))]
         yield TALK, cut
         yield RAW, Packer().pack(whole)[: len(cut) // 2]
-        yield CARRY, chunk[: chance.randrange(60)]
+        yield CARRY, chunk[: chance.randrange(20)]
         yield CARRY, LENGTH.pack(chance.choice((2**32 - 1, 4096, 4097))) + b"[]"
 
 
@@ -113,7 +118,7 @@ def absurd(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
         update = Contribution("node-3", chance.choice((-1, 0, 2**40)), digest, 1)
         yield TALK, encode(Want(item, "node-0"))
         yield TALK, encode(Ack(0, 1, 2**40, 1, update, None, 0, ()))
-        yield CARRY, encode_chunk(item, 10, chance.choice((0, 9)), memoryview(b"x"))
+        yield CARRY, chunk_of(item, 10, chance.choice((0, 9)), b"x")
 
 
 def replayed(chance: random.Random, said: Sequence[bytes]) -> Iterator[Frame]:
@@ -163,7 +168,7 @@ async def harass(
         try:
             async with asyncio.timeout(LIMIT_S):
                 await channel.channel_ready()
-                count.frames += await _send(channel, frames)
+                await _send(channel, frames, count)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             count.cut_off += 1
         except TimeoutError:
@@ -174,24 +179,36 @@ async def harass(
     return count
 
 
-async def _send(channel: Any, frames: Iterator[Frame]) -> int:
+async def _send(channel: Any, frames: Iterator[Frame], count: Count) -> None:
+    """Until a stream is cut off, which raises, or enough is said."""
     calls: dict[str, Any] = {}
+    ends: list[asyncio.Task[None]] = []
     packer = Packer()
-    for number in range(FRAMES_TOGETHER):
+    for _ in range(FRAMES_TOGETHER):
         stream, frame = next(frames)
         if stream == TALK:
             frame = packer.pack(frame)
         stream = TALK if stream == RAW else stream
         if stream not in calls:
             calls[stream] = channel.stream_stream(f"/{SERVICE}/{stream}")()
+            ends.append(asyncio.create_task(_hear(calls[stream])))
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await calls[stream].write(frame)
+            count.frames += 1
             continue
         if all(call.done() for call in calls.values()):
-            return number
-    if any(call.done() for call in calls.values()):
-        await next(call for call in calls.values() if call.done()).read()  # raises what ended it
-    return FRAMES_TOGETHER
+            break
+    for end in ends:
+        if end.done():
+            await end  # raises what ended it
+        end.cancel()
+    await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def _hear(call: Any) -> None:
+    """Read what is answered: gRPC tells of a stream's end only behind it."""
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 def half_a_handshake(address: str) -> socket.socket:

@@ -19,7 +19,7 @@ from onefed.node import codec
 from onefed.node.grpc_transport import TALK
 from onefed.node.packing import Unpacker
 from onefed.node.points import FOLLOWERS_ONLY, LEADERS_ONLY, POINTS
-from onefed.node.transport import decode_chunk
+from onefed.node.transport import decode_chunk, header_unpacker
 from onefed.peer.messages import Ack
 
 ACK = codec.encode(Ack(1, 1, 1, 1, None, None, 1, ()))
@@ -96,7 +96,8 @@ def is_refused(stream: str, frame: bytes) -> bool:
         if stream == hostile.RAW:
             codec.decode(Unpacker().unpack(frame))
             return False
-        return decode_chunk(frame).total_bytes > 2**30  # larger than any item of the group
+        chunk = decode_chunk(header_unpacker(), frame)
+        return chunk.total_bytes > 2**30  # larger than any item of the group
     except codec.CodecError:
         return True
 

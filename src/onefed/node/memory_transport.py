@@ -15,6 +15,8 @@ from onefed.node.transport import (
     Receiver,
     decode_chunk,
     encode_chunk,
+    header_packer,
+    header_unpacker,
 )
 from onefed.peer.messages import Item, NodeId
 
@@ -57,9 +59,11 @@ class MemoryTransport:
     def carry(self, to: NodeId, item: Item, content: bytes | memoryview) -> None:
         async def work(receiver: Receiver) -> None:
             view = memoryview(content)
+            packer, unpacker = header_packer(), header_unpacker()
             for offset in range(0, len(view) or 1, CHUNK_BYTES):
-                frame = encode_chunk(item, len(view), offset, view[offset : offset + CHUNK_BYTES])
-                await receiver.on_chunk(self._name, decode_chunk(frame))
+                part = view[offset : offset + CHUNK_BYTES]
+                frame = encode_chunk(packer, item, len(view), offset, part)
+                await receiver.on_chunk(self._name, decode_chunk(unpacker, frame))
 
         self._queue(to, "carry", CARRY_QUEUE_MAX).put(work)
 

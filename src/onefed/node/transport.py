@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onefed.node import codec
+from onefed.node.packing import Packer, Unpacker
 from onefed.peer.messages import Blob, Item, NodeId, Parcel, Piece
 
 CHUNK_BYTES = 2**20
 """Of an item in one piece: a heartbeat waits for no more than one of them."""
 
 CHUNK_HEADER_BYTES_MAX = 4096
+HEADER_WINDOW_BITS = 12
+"""What packing remembers of the headers of a stream: 4 KiB, a round's or more."""
 
 TALK_QUEUE_MAX = 256
 """Messages to one peer that wait; the oldest is lost first, since a newer one says more."""
@@ -26,7 +29,7 @@ TALK_QUEUE_MAX = 256
 CARRY_QUEUE_MAX = 1024
 """Items to one peer that wait; further ones are lost, and will be asked for."""
 
-_HEADER_LENGTH = struct.Struct("<I")
+_HEADER_LENGTH = struct.Struct("<H")
 
 
 class Receiver(Protocol):
@@ -84,14 +87,26 @@ class Chunk:
     content: bytes
 
 
-def encode_chunk(item: Item, total_bytes: int, offset: int, content: memoryview) -> bytes:
-    """Header and bytes."""
+def header_packer() -> Packer:
+    """For the headers of one stream of chunks."""
+    return Packer(HEADER_WINDOW_BITS)
+
+
+def header_unpacker() -> Unpacker:
+    """For the other end of it."""
+    return Unpacker(CHUNK_HEADER_BYTES_MAX, HEADER_WINDOW_BITS)
+
+
+def encode_chunk(
+    headers: Packer, item: Item, total_bytes: int, offset: int, content: memoryview
+) -> bytes:
+    """Header and bytes: the next frame of a stream of chunks, in this order."""
     document = [codec.encode_item(item), total_bytes, offset]
-    header = json.dumps(document, separators=(",", ":")).encode()
+    header = headers.pack(json.dumps(document, separators=(",", ":")).encode())
     return b"".join((_HEADER_LENGTH.pack(len(header)), header, content))
 
 
-def decode_chunk(frame: bytes) -> Chunk:
+def decode_chunk(headers: Unpacker, frame: bytes) -> Chunk:
     """The chunk; raises ``CodecError`` where it is none."""
     if len(frame) < _HEADER_LENGTH.size:
         raise codec.CodecError("A chunk without a header.")
@@ -100,7 +115,7 @@ def decode_chunk(frame: bytes) -> Chunk:
     if length > CHUNK_HEADER_BYTES_MAX or start > len(frame):
         raise codec.CodecError(f"A chunk with a header of {length} bytes.")
     try:
-        item, total_bytes, offset = json.loads(frame[_HEADER_LENGTH.size : start])
+        item, total_bytes, offset = json.loads(headers.unpack(frame[_HEADER_LENGTH.size : start]))
     except (ValueError, TypeError, RecursionError) as error:
         raise codec.CodecError(f"The header of a chunk cannot be read: {error}.") from error
     content = frame[start:]

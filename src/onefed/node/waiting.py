@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from onefed.node.transport import CARRY_QUEUE_MAX, CHUNK_BYTES, can_wait, encode_chunk
+from typing import NamedTuple
+
+from onefed.node.transport import CARRY_QUEUE_MAX, CHUNK_BYTES, can_wait
 from onefed.peer.messages import Item
+
+
+class Part(NamedTuple):
+    """Of an item, as ``encode_chunk`` has it."""
+
+    item: Item
+    total_bytes: int
+    offset: int
+    content: memoryview
 
 
 class Waiting:
@@ -18,7 +29,7 @@ class Waiting:
         """By whether they can wait."""
         self._offsets: dict[bool, int] = {False: 0, True: 0}
         """Of the first ones: where their next chunk begins."""
-        self._sending: tuple[bool, Item, int] | None = None
+        self._sending: Part | None = None
 
     def put(self, item: Item, content: bytes | memoryview) -> bool:
         """Whether it was taken: it is not where it waits already, or where there is no room."""
@@ -28,26 +39,26 @@ class Waiting:
         there[item] = memoryview(content)
         return True
 
-    def next_chunk(self) -> bytes | None:
-        """What is to be sent next; ``sent`` is said of it before another one is asked for."""
-        for waits, items in self._items.items():
-            if items:
-                item, view = next(iter(items.items()))
-                offset = self._offsets[waits]
-                part = view[offset : offset + CHUNK_BYTES]
-                self._sending = waits, item, offset + len(part)
-                return encode_chunk(item, len(view), offset, part)
-        return None
+    def has_more(self) -> bool:
+        """Whether something waits."""
+        return any(self._items.values())
 
-    def sent(self) -> int:
-        """The chunk has been given to the connection; bytes of its item in it."""
-        assert self._sending is not None
-        waits, item, end = self._sending
+    def next_chunk(self) -> Part:
+        """What is to be sent next; there is something. It stays until ``sent`` is said of it."""
+        waits = not self._items[False]
+        item, view = next(iter(self._items[waits].items()))
+        offset = self._offsets[waits]
+        part = view[offset : offset + CHUNK_BYTES]
+        self._sending = Part(item, len(view), offset, part)
+        return self._sending
+
+    def sent(self, part: Part) -> None:
+        """A chunk has been given to a connection."""
+        if part is not self._sending:
+            return  # to an older connection, and to the newest as well
         self._sending = None
-        items = self._items[waits]
-        content_bytes = end - self._offsets[waits]
-        self._offsets[waits] = end
-        if end >= len(items[item]):
-            del items[item]
+        waits = can_wait(part.item)
+        self._offsets[waits] = part.offset + len(part.content)
+        if self._offsets[waits] >= part.total_bytes:
+            del self._items[waits][part.item]
             self._offsets[waits] = 0
-        return content_bytes

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
 from onefed.node import codec
@@ -27,7 +28,7 @@ from onefed.node.grpc_transport import (
     GrpcTransport,
 )
 from onefed.node.packing import Packer
-from onefed.node.transport import CHUNK_BYTES, Chunk, decode_chunk
+from onefed.node.transport import CHUNK_BYTES, Chunk, decode_chunk, header_unpacker
 from onefed.peer.messages import Item, NodeId, Slice, Want
 from onefed.tls import member_identity
 from onefed.tls.member_identity import MemberIdentity
@@ -249,6 +250,68 @@ def test_an_item_arrives_in_order_and_in_bounded_chunks(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def connections(sides: tuple[Side, ...]) -> int:
+    """That stand, counted where they were accepted."""
+    ports = {int(each.address.rpartition(":")[2]) for each in sides}
+    return sum(
+        each.laddr.port in ports and each.status == psutil.CONN_ESTABLISHED
+        for each in psutil.Process().net_connections("tcp")
+    )
+
+
+@pytest.mark.parametrize("first", ["node-0", "node-1"])
+def test_two_members_share_one_connection_whoever_dials(first: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as sides:
+            one, other = sides if first == "node-0" else sides[::-1]
+            one.talk(other.name, WORD)
+            await until(lambda: other.ears.talk)
+            other.talk(one.name, WORD)
+            await until(lambda: one.ears.talk)
+            one.carry(other.name, ITEM, b"there")
+            other.carry(one.name, ITEM, b"back")
+            await until(lambda: one.ears.chunks and other.ears.chunks)
+
+            assert other.ears.chunks[0][1].content == b"there"
+            assert one.ears.chunks[0][1].content == b"back"
+            assert connections(sides) == 1
+
+    asyncio.run(scenario())
+
+
+def test_who_answers_a_dial_with_garbage_is_refused_and_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            await other.stop()
+
+            async def lie(_: AsyncIterator[bytes], context: Any) -> None:
+                await context.write(b"\xff" * 100)
+                await asyncio.Event().wait()
+
+            server = grpc.aio.server()
+            handlers = {TALK: grpc.stream_stream_rpc_method_handler(lie)}
+            server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+            )
+            server.add_secure_port(
+                other.address,
+                grpc.ssl_server_credentials(
+                    [(other.identity.private_key, other.identity.certificate)],
+                    one.identity.certificate,
+                    require_client_auth=True,
+                ),
+            )
+            await server.start()
+            one.talk("node-1", WORD)
+            await until(lambda: one.ears.refused)
+            await server.stop(None)
+
+            assert one.ears.refused[0] == "node-1"
+            assert one.ears.talk == []
+
+    asyncio.run(scenario())
+
+
 def test_a_peer_that_is_gone_is_told_once_and_found_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with two(tmp_path) as (one, other):
@@ -309,6 +372,7 @@ def test_a_connection_that_has_died_in_silence_is_found_by_the_keepalive(tmp_pat
         async with two(tmp_path, keepalive_time_s=1.0, keepalive_timeout_s=1.0) as (one, other):
             wall = Firewall(other.address)
             one.known["node-1"] = Contact(await wall.start(), other.identity.certificate)
+            other.known["node-0"] = Contact(free_address(), one.identity.certificate)
             one.talk("node-1", WORD)
             await until(lambda: other.ears.talk)
             wall.forget()
@@ -401,7 +465,7 @@ def test_an_unknown_method_is_refused_and_the_others_go_on(tmp_path: Path) -> No
 
 def test_the_frames_of_the_two_streams_are_told_apart() -> None:
     with pytest.raises(codec.CodecError):
-        decode_chunk(WORD)
+        decode_chunk(header_unpacker(), WORD)
 
 
 STRANGERS = 3000

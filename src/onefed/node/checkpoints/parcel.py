@@ -5,7 +5,7 @@ The difference is bitwise, so base and difference give the very bits (``checkpoi
 ::
 
     lengths   of the metadata, of what the app keeps for itself, both as uint32
-    metadata  JSON
+    metadata  JSON, zstd
     private   zstd, or nothing
     arrays    as in ``checkpoint.delta_file``
 """
@@ -41,6 +41,7 @@ def pack(checkpoint: Checkpoint, base: Arrays | None) -> bytes:
     """The bytes; ``base`` None: the arrays whole."""
     about = json.dumps(file.document(checkpoint.about), separators=(",", ":")).encode()
     compressor = zstandard.ZstdCompressor(level=LEVEL)
+    about = compressor.compress(about)
     private = b"" if checkpoint.private is None else compressor.compress(checkpoint.private)
     model = {key: delta_file.plain(array) for key, array in checkpoint.model.items()}
     entries = tuple(delta_file.entry_of(named) for named in model.items())
@@ -69,8 +70,9 @@ def unpack(content: bytes, like: Arrays, base: Arrays | None) -> Checkpoint:
         start, rest = _LENGTHS.size + about_bytes, _LENGTHS.size + about_bytes + private_bytes
         if about_bytes > file.HEADER_BYTES_MAX or rest > len(content):
             raise ValueError("its lengths do not fit")
-        about = file.read_document(json.loads(content[_LENGTHS.size : start]))
-        private = None if start == rest else _inflated(content[start:rest])
+        document = _inflated(content[_LENGTHS.size : start], file.HEADER_BYTES_MAX)
+        about = file.read_document(json.loads(document))
+        private = None if start == rest else _inflated(content[start:rest], PRIVATE_BYTES_MAX)
         model = _model(io.BytesIO(content[rest:]), like, base)
     except (ValueError, TypeError, KeyError, struct.error, zstandard.ZstdError) as error:
         raise CodecError(f"A parcel that cannot be read: {error}.") from error
@@ -79,8 +81,8 @@ def unpack(content: bytes, like: Arrays, base: Arrays | None) -> Checkpoint:
     return Checkpoint(about, model, private)
 
 
-def _inflated(content: bytes) -> bytes:
-    if not 0 <= zstandard.frame_content_size(content) <= PRIVATE_BYTES_MAX:
+def _inflated(content: bytes, bytes_max: int) -> bytes:
+    if not 0 <= zstandard.frame_content_size(content) <= bytes_max:
         raise ValueError("it claims too many bytes")
     return zstandard.ZstdDecompressor().decompress(content, allow_extra_data=False)
 
