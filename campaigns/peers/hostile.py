@@ -184,25 +184,28 @@ async def _send(channel: Any, frames: Iterator[Frame], count: Count) -> None:
     calls: dict[str, Any] = {}
     ends: list[asyncio.Task[None]] = []
     packer = Packer()
-    for _ in range(FRAMES_TOGETHER):
-        stream, frame = next(frames)
-        if stream == TALK:
-            frame = packer.pack(frame)
-        stream = TALK if stream == RAW else stream
-        if stream not in calls:
-            calls[stream] = channel.stream_stream(f"/{SERVICE}/{stream}")()
-            ends.append(asyncio.create_task(_hear(calls[stream])))
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await calls[stream].write(frame)
-            count.frames += 1
-            continue
-        if all(call.done() for call in calls.values()):
-            break
-    for end in ends:
-        if end.done():
-            await end  # raises what ended it
-        end.cancel()
-    await asyncio.gather(*ends, return_exceptions=True)
+    try:
+        for _ in range(FRAMES_TOGETHER):
+            stream, frame = next(frames)
+            if stream == TALK:
+                frame = packer.pack(frame)
+            stream = TALK if stream == RAW else stream
+            if stream not in calls:
+                calls[stream] = channel.stream_stream(f"/{SERVICE}/{stream}")()
+                ends.append(asyncio.create_task(_hear(calls[stream])))
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await calls[stream].write(frame)
+                count.frames += 1
+                continue
+            if all(call.done() for call in calls.values()):
+                break
+    finally:
+        for end in ends:
+            end.cancel()  # nothing, where it has ended
+        found = await asyncio.gather(*ends, return_exceptions=True)
+    for each in found:
+        if isinstance(each, grpc.aio.AioRpcError | asyncio.InvalidStateError):
+            raise each  # what ended it
 
 
 async def _hear(call: Any) -> None:
