@@ -139,7 +139,12 @@ class Federation:
 
         def look() -> bool:
             held = self.attributes(node)
-            return "FL_ROUND_NUMBER" in held and held["FL_CLIENT_STATUS"] == drain.IDLE
+            # One after the other, the status last; but an idle one is there from the boot on.
+            return (
+                "FL_ROUND_NUMBER" in held
+                and held.get("FL_TRAINING_ACTIVE") == "NO"
+                and held["FL_CLIENT_STATUS"] == drain.IDLE
+            )
 
         wait_for(look, IDLE_LIMIT_S, f"{node.name} idle")
 
