@@ -404,6 +404,8 @@ class Node:
             if clock() >= look_at_s and self._says != "finished":  # then they go, one by one
                 look_at_s = clock() + LOOK_S
                 shortage.look(machine.neighbours, self.settings.training.VOTE_TIMEOUT)
+                if self._says == "no quorum" and machine.leader is None:
+                    self._renew(machine.voters)
             wait_s = max(0.0, machine.due_s - clock())
             event = None if overdue >= OVERDUE_MAX else await self._inbox.get(wait_s)
             overdue = overdue + 1 if event is not None and wait_s == 0 else 0
@@ -413,6 +415,13 @@ class Node:
                 await self._step(event)
             elif machine.due_s <= clock():
                 await self._step(Tick())
+
+    def _renew(self, voters: Sequence[NodeId]) -> None:
+        """Everybody is asked, and too few answer: it may be their connections that are dead."""
+        assert self._transport is not None
+        for node in voters:
+            if node != self._name:
+                self._transport.renew(node)
 
     async def _step(self, event: Event) -> None:
         assert self._machine is not None

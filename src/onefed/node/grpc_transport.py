@@ -49,6 +49,9 @@ PAUSE_S = 0.05
 REDIAL_FIRST_S, REDIAL_MAX_S = 0.1, 1.0
 GIVE_WAY_S = 0.5
 """Of two that begin to dial each other at once, the one whose name comes later waits so long."""
+RENEW_S = 3.0
+"""A connection on which nothing was heard for so long may be dead, where an answer is due: after an
+outage TCP waits about as long as that lasted before it tries again."""
 WINDOW_BYTES = 4 * CHUNK_BYTES
 """That may be on their way on a stream. gRPC would find out by probes, one for most items."""
 STREAMS_PER_CONNECTION_MAX = 4
@@ -144,6 +147,11 @@ class GrpcTransport:
         if link is not None:
             link.carry(item, content)
 
+    def renew(self, to: NodeId) -> None:
+        link = self._links.get(to)
+        if link is not None:
+            link.renew()
+
     async def stop(self) -> None:
         self._stopped = True
         for link in self._links.values():
@@ -206,7 +214,12 @@ class GrpcTransport:
                 await self._refuse(context, sender, error.message)
 
     async def heed(
-        self, sender: NodeId, contact: Contact, frames: AsyncIterator[bytes], kind: str
+        self,
+        sender: NodeId,
+        contact: Contact,
+        frames: AsyncIterator[bytes],
+        kind: str,
+        on_frame: Callable[[], None],
     ) -> None:
         """Hand on what comes on a stream of a member, until it ends.
 
@@ -217,6 +230,7 @@ class GrpcTransport:
         assert receiver is not None
         talk, headers = Unpacker(), header_unpacker()
         async for frame in frames:
+            on_frame()
             if self._contacts().get(sender) != contact:
                 raise codec.CodecError("it is no member any more")
             if kind == TALK:
@@ -267,6 +281,10 @@ class _Link:
         self._transport = transport
         self._name = name
         self._lanes: dict[str, Lane] = {TALK: TalkLane(), CARRY: ItemLane(transport.count)}
+        self._heeding: dict[asyncio.Future[None], bool] = {}
+        """Of each stream that stands: whether it is on a connection that we have made."""
+        self._heard_s: dict[bool, float] = {}
+        """By that: when such a stream began, or something was heard on one."""
         self._accepted = 0
         """Streams that the member has opened."""
         self._changed = asyncio.Event()
@@ -304,17 +322,35 @@ class _Link:
         Raises:
             CodecError: the member does not keep to the protocol.
         """
+        self.renew()  # whoever dials has a reason to
         preferred = dialled is (self._transport.name < self._name)
         sends = asyncio.ensure_future(self._lanes[kind].send(write, preferred=preferred))
-        heeds = asyncio.ensure_future(self._transport.heed(self._name, self.contact, frames, kind))
+        self._hears(dialled)
+        heeds = asyncio.ensure_future(
+            self._transport.heed(
+                self._name, self.contact, frames, kind, lambda: self._hears(dialled)
+            )
+        )
+        self._heeding[heeds] = dialled
         try:
             await asyncio.wait((sends, heeds), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            del self._heeding[heeds]
             sends.cancel()
             heeds.cancel()
             _, ended = await asyncio.gather(sends, heeds, return_exceptions=True)
         if isinstance(ended, Exception) and not isinstance(ended, BROKEN):
             raise ended
+
+    def renew(self) -> None:
+        """End connections on which nothing was heard for long; another takes their place."""
+        silent_since_s = asyncio.get_running_loop().time() - RENEW_S
+        for heeds, dialled in self._heeding.items():
+            if self._heard_s[dialled] < silent_since_s:
+                heeds.cancel()
+
+    def _hears(self, dialled: bool) -> None:
+        self._heard_s[dialled] = asyncio.get_running_loop().time()
 
     def abandon(self) -> None:
         """Stop without waiting for it."""

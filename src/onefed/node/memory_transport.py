@@ -67,6 +67,9 @@ class MemoryTransport:
 
         self._queue(to, "carry", CARRY_QUEUE_MAX).put(work)
 
+    def renew(self, to: NodeId) -> None:
+        del to  # nothing here dies in silence
+
     async def stop(self) -> None:
         if self._network.receivers.pop(self._name, None) is not None:
             for receiver in list(self._network.receivers.values()):

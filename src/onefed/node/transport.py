@@ -67,6 +67,10 @@ class Transport(Protocol):
         """Send an item, or lose it. ``content`` is kept until it is sent."""
         ...
 
+    def renew(self, to: NodeId) -> None:
+        """No answer comes from a member: make the connection anew if it has been silent."""
+        ...
+
     async def stop(self) -> None:
         """Close all connections."""
         ...

@@ -17,7 +17,7 @@ import grpc
 import psutil
 import pytest
 
-from onefed.node import codec
+from onefed.node import codec, grpc_transport
 from onefed.node.contact import Contact
 from onefed.node.grpc_transport import (
     CARRY,
@@ -102,6 +102,10 @@ class Side:
         assert self.transport is not None
         self.transport.carry(to, item, content)
 
+    def renew(self, to: NodeId) -> None:
+        assert self.transport is not None
+        self.transport.renew(to)
+
     async def stop(self) -> None:
         if self.transport is not None:
             await self.transport.stop()
@@ -137,6 +141,7 @@ class Firewall:
         self._host, _, port = to.rpartition(":")
         self._port = int(port)
         self._passes = True
+        self._generation = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
@@ -147,6 +152,11 @@ class Firewall:
 
     def forget(self) -> None:
         self._passes = False
+
+    def lets_new_in(self) -> None:
+        """What it has forgotten stays so."""
+        self._passes = True
+        self._generation += 1
 
     async def stop(self) -> None:
         assert self._server is not None
@@ -166,8 +176,9 @@ class Firewall:
         ]
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        generation = self._generation
         while content := await reader.read(65536):
-            if self._passes:
+            if self._passes and self._generation == generation:
                 writer.write(content)
                 await writer.drain()
         writer.close()
@@ -379,6 +390,62 @@ def test_a_connection_that_has_died_in_silence_is_found_by_the_keepalive(tmp_pat
             await until(lambda: one.ears.lost)
             assert one.ears.lost == ["node-1"]
             await wall.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("dialled", [True, False])
+def test_a_connection_that_has_died_in_silence_is_made_anew_when_no_answer_comes(
+    dialled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage TCP tries again late; whoever waits for an answer need not."""
+    monkeypatch.setattr(grpc_transport, "RENEW_S", 0.2)
+
+    async def scenario() -> None:
+        async with two(tmp_path) as sides:
+            one, other = sides if dialled else sides[::-1]
+            wall = Firewall(sides[1].address)
+            sides[0].known["node-1"] = Contact(await wall.start(), sides[1].identity.certificate)
+            sides[0].talk("node-1", WORD)  # so it dials
+            await until(lambda: sides[1].ears.talk)
+            wall.forget()
+            other.ears.talk.clear()
+            wall.lets_new_in()
+
+            def answered() -> object:
+                one.renew(other.name)
+                one.talk(other.name, WORD)
+                return other.ears.talk
+
+            await until(answered)
+
+            one.ears.talk.clear()
+            other.talk(one.name, WORD)  # and nobody sends on the dead one any more
+            await until(lambda: one.ears.talk)
+            await wall.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_on_which_something_is_heard_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_transport, "RENEW_S", 0.2)
+
+    async def scenario() -> None:
+        async with two(tmp_path) as (one, other):
+            one.talk("node-1", WORD)
+            await until(lambda: other.ears.talk)
+            heard = [0]
+
+            def talks() -> bool:
+                other.talk("node-0", WORD)
+                heard.append(len(one.ears.talk))
+                one.renew("node-1")
+                return len(one.ears.talk) > 50
+
+            await until(talks)
+            assert one.ears.lost == other.ears.lost == []
 
     asyncio.run(scenario())
 
