@@ -132,14 +132,18 @@ class Checkers:
         self.committed[number] = entry
 
     def on_decision(self, gone: frozenset[NodeId]) -> None:
-        """The operator goes on without some. What one of the others has accepted is not lost."""
+        """The operator goes on without some. What one of the others has accepted is not lost.
+
+        Accepted under the ballot that was committed, or under a later one: an older one may have
+        been overtaken by another of the others, and nobody of them can tell.
+        """
         self.gone = gone
         kept = 0
         for node, disk in self.disks.items():
             held = disk.accepted
             if node not in gone and held is not None:
                 known = self.committed.get(held.round_number)
-                same = known is not None and known.root == held.root
+                same = known is not None and held.ballot >= known.ballot
                 kept = max(kept, held.round_number if same else held.round_number - 1)
         for number in [number for number in self.committed if number > max(kept, 0)]:
             self.doubtful[number] = self.committed.pop(number)

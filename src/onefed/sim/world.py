@@ -264,8 +264,9 @@ class World:
                 self.returning = set(checkers.gone)
         others = [host for host in self.hosts.values() if host not in gone]
         if any(entry.evictions for entry in checkers.committed.values()):
-            # Where they cannot reach the others they would go on by themselves.
-            reachable = self.now_s >= self.options.calm_at_s and not self.cut
+            # Where the others are out of reach or asleep, they would go on by themselves.
+            awake = all(host.machine and host.paused_until_s <= self.now_s for host in others)
+            reachable = self.now_s >= self.options.calm_at_s and not self.cut and awake
             for host in gone:
                 if host.name in self.returning and reachable:
                     host.dead = False

@@ -55,6 +55,18 @@ def test_what_the_gone_know_among_themselves_is_not_the_survivors_history(seed: 
     assert report.one(seed).violation is None
 
 
+@pytest.mark.parametrize("seed", [10017678, 10089790])
+def test_what_was_accepted_under_an_older_ballot_than_the_committed_one_may_be_lost(
+    seed: int,
+) -> None:
+    """Of six one or two are left, who cannot tell which ballot the others have committed."""
+    assert report.one(seed).violation is None
+
+
+def test_the_gone_come_back_when_those_that_went_on_are_awake() -> None:
+    assert report.one(10017019).violation is None
+
+
 def test_the_bound_of_bytes_counts_an_observer_that_contributes() -> None:
     assert report.one(OBSERVER_CONTRIBUTES_TO_EVERY_ROUND).violation is None
 
