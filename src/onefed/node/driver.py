@@ -394,8 +394,9 @@ class Node:
     # The one task
 
     async def _run(self) -> None:
-        machine, clock = self._machine, self._world.clock
+        machine, transport, clock = self._machine, self._transport, self._world.clock
         assert machine is not None
+        assert transport is not None
         await self._step(Started())
         shortage = Shortage(self._name, self._world.emit, clock, grace_s=self._pace.suspect_s)
         look_at_s = clock()
@@ -405,7 +406,9 @@ class Node:
                 look_at_s = clock() + LOOK_S
                 shortage.look(machine.neighbours, self.settings.training.VOTE_TIMEOUT)
                 if self._says == "no quorum" and machine.leader is None:
-                    self._renew(machine.voters)
+                    # All are asked, and too few answer: it may be their connections that are dead.
+                    for node in set(machine.voters) - {self._name}:
+                        transport.renew(node)
             wait_s = max(0.0, machine.due_s - clock())
             event = None if overdue >= OVERDUE_MAX else await self._inbox.get(wait_s)
             overdue = overdue + 1 if event is not None and wait_s == 0 else 0
@@ -415,13 +418,6 @@ class Node:
                 await self._step(event)
             elif machine.due_s <= clock():
                 await self._step(Tick())
-
-    def _renew(self, voters: Sequence[NodeId]) -> None:
-        """Everybody is asked, and too few answer: it may be their connections that are dead."""
-        assert self._transport is not None
-        for node in voters:
-            if node != self._name:
-                self._transport.renew(node)
 
     async def _step(self, event: Event) -> None:
         assert self._machine is not None
